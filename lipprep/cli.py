@@ -1,0 +1,56 @@
+"""The front door: one group whose commands live in the other rooms and are imported when they are called.
+
+`lipprep --help` must answer at once, so the commands are named here as strings, with the line that the
+help shows: no other room is imported to print it.
+"""
+
+import importlib
+
+import click
+
+from lipprep import __version__
+
+# command: (module, attribute, the line that `lipprep --help` shows)
+COMMANDS = {
+    "sample": ("lipprep.pipeline.cli", "sample", "Make a small LRW-shaped corpus to try everything on."),
+    "manifest": ("lipprep.pipeline.cli", "manifest", "List the clips of a corpus: LRW, word folders, GRID, CSV."),
+    "landmarks": ("lipprep.pipeline.cli", "landmarks", "Find 68 face landmarks in every frame."),
+    "crops": ("lipprep.pipeline.cli", "crops", "Align to the mean face and cut mouth crops."),
+    "shards": ("lipprep.pipeline.cli", "shards", "Pack mouth crops into WebDataset shards with an index."),
+    "status": ("lipprep.pipeline.cli", "status", "Say what is fresh, stale or missing, and why."),
+    "train": ("lipprep.train.cli", "train", "Train a lip reader from shards."),
+    "evaluate": ("lipprep.train.cli", "evaluate", "Measure a trained lip reader on a split."),
+    "predict": ("lipprep.train.cli", "predict", "Read the word in any video."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[name]
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lipprep")
+def main() -> None:
+    """From videos of people saying words to shards, and from shards to a lip reader.
+
+    \b
+    Example:
+      lipprep manifest lrw data/lipread_mp4 -o manifests/lrw.jsonl
+      lipprep landmarks
+      lipprep crops
+      lipprep shards
+      lipprep train --shards shards/
+    """

@@ -1,0 +1,1 @@
+"""What is run, where, and what is done already: manifests, plans, records and the supervisor."""

@@ -1,0 +1,33 @@
+"""A look at every video's header before hours of work."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lipprep.pipeline.manifest import Manifest
+from lipprep.stages.failures import ClipFailure
+
+
+def check_video(root: Path, video: str, min_frames: int, fps: float) -> dict | None:
+    """What is wrong with one video as its header has it: {video, class, message}, or None."""
+    from lipprep.stages.video import probe
+
+    try:
+        info = probe(root / video)
+        frames = round(info.duration * fps) if info.duration else info.num_frames
+        if frames < min_frames:
+            raise ClipFailure("too_short", f"{frames} frames at {fps:g} fps, fewer than {min_frames}")
+    except ClipFailure as failure:
+        return {"video": video, "class": failure.kind, "message": str(failure)}
+    return None
+
+
+def check_videos(manifest: Manifest, *, min_frames: int, workers: int) -> list[dict]:
+    """The problems of all videos of a manifest, in its order."""
+    from joblib import Parallel, delayed
+
+    videos = list(dict.fromkeys(c.video for c in manifest.clips))
+    # Threads: opening a header waits for the disk more than it computes.
+    pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+    found = pool(delayed(check_video)(manifest.root, v, min_frames, manifest.fps) for v in videos)
+    return [problem for problem in tqdm(found, total=len(videos), desc="check", unit="video") if problem]

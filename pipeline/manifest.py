@@ -1,0 +1,262 @@
+"""The manifest: one line a clip, and the chunk that each clip is worked on, stored and retried with."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from lipprep.stages.atomic import replacing
+from lipprep.stages.shard.index import SPLITS
+
+MANIFEST_VERSION = 1
+CHUNK_SIZE = 512  # clips: about a minute of landmarks, 34 MB of JPEG strips
+MIN_CHUNKS = 8  # a split, where its clips allow: small sets too have work for several processes
+STRETCH = 30.0  # seconds of a long video whose clips stay together, so that no frame is decoded twice
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clip: a whole video, or a window of one.
+
+    `video` is a path below the manifest's root, with forward slashes. `start` (frames at the manifest's fps,
+    may be negative) and `num_frames` are given for a window. `word_start` and `word_end` are seconds from the
+    clip's first frame; `duration` is the word's, in seconds, as the source says.
+    """
+
+    key: str
+    video: str
+    split: str
+    word: str
+    label: int
+    chunk: int
+    start: int | None = None
+    num_frames: int | None = None
+    word_start: float | None = None
+    word_end: float | None = None
+    duration: float | None = None
+    speaker: str | None = None
+
+    def row(self) -> dict:
+        """The fields that are known, as the manifest's line has them."""
+        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a corpus. `root` is the absolute folder that videos lie below; `fps` is the clips' frame rate."""
+
+    path: Path
+    root: Path
+    fps: float
+    seed: int
+    chunk_size: int
+    labels: tuple[str, ...]
+    clips: tuple[Clip, ...]
+
+    @property
+    def name(self) -> str:
+        """The file's stem, which names the folder of its artefacts and its data set."""
+        return self.path.stem
+
+    def chunks(self) -> dict[tuple[str, int], list[Clip]]:
+        """The clips of each chunk, by (split, number), in the manifest's order."""
+        chunks: dict[tuple[str, int], list[Clip]] = {}
+        for clip in self.clips:
+            chunks.setdefault((clip.split, clip.chunk), []).append(clip)
+        return dict(sorted(chunks.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1])))
+
+
+def chunk_name(split: str, number: int) -> str:
+    """What a chunk's files are called, without their ending.
+
+    >>> chunk_name("train", 7)
+    'train-00007'
+    """
+    return f"{split}-{number:05d}"
+
+
+def clip_key(video: str, start: int | None = None) -> str:
+    """The key of a clip: its path without the ending, and the first frame of a window.
+
+    Bytes outside [A-Za-z0-9_/@-] are percent-encoded (a dot would end a WebDataset key) and no part starts
+    with two underscores (WebDataset skips such names).
+
+    >>> clip_key("s1/bbaf 2n.mpg", 12)
+    's1/bbaf%202n@12'
+    """
+    path = PurePosixPath(video)
+    raw = os.fsencode(str(path.with_suffix(""))).decode("latin-1")
+    encoded = re.sub(r"[^A-Za-z0-9_/@-]", lambda m: f"%{ord(m[0]):02X}", raw)
+    encoded = re.sub(r"(^|/)__", r"\1%5F_", encoded)
+    return encoded if start is None else f"{encoded}@{start}"
+
+
+def seeded_rank(seed: int, *name: object) -> bytes:
+    """What to sort by for a seeded shuffle that does not depend on what else is sorted, nor on any library."""
+    return hashlib.blake2b(json.dumps([seed, *name]).encode(), digest_size=16).digest()
+
+
+def check_video_path(video: str) -> None:
+    """Raise ValueError where a manifest's path could leave the root it is relative to."""
+    path = PurePosixPath(video)
+    if not video or path.is_absolute() or ".." in path.parts or "\\" in video or ":" in path.parts[0]:
+        raise ValueError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
+
+
+def deal(clips: Iterable[Clip], *, seed: int, chunk_size: int, fps: float) -> list[Clip]:
+    """Give every clip its chunk: the groups of a split, shuffled by `seed`, cut into equal runs.
+
+    A group is the clips of one video, or of one stretch of STRETCH seconds of a long one; it is never cut.
+    """
+    groups: dict[tuple[str, str, int], list[Clip]] = {}
+    for clip in clips:
+        stretch = max(clip.start or 0, 0) // round(STRETCH * fps)
+        groups.setdefault((clip.split, clip.video, stretch), []).append(clip)
+    dealt: list[Clip] = []
+    for split in SPLITS:
+        names = sorted((g for g in groups if g[0] == split), key=lambda g: seeded_rank(seed, *g))
+        total = sum(len(groups[g]) for g in names)
+        size = min(chunk_size, max(1, total // MIN_CHUNKS))
+        count, before = -(-total // size) if total else 0, 0
+        for name in names:
+            members = sorted(groups[name], key=lambda c: (c.start or 0, c.key))
+            dealt += [replace(c, chunk=before * count // total) for c in members]
+            before += len(members)
+    # A large group may leave a number unused: chunks are numbered without gaps.
+    numbers: dict[tuple[str, int], int] = {}
+    counts = dict.fromkeys(SPLITS, 0)
+    for clip in dealt:
+        if (clip.split, clip.chunk) not in numbers:
+            numbers[clip.split, clip.chunk] = counts[clip.split]
+            counts[clip.split] += 1
+    return [replace(c, chunk=numbers[c.split, c.chunk]) for c in dealt]
+
+
+def save_manifest(manifest: Manifest) -> None:
+    """Write the manifest atomically, its root relative to its folder where they share one."""
+    folder = manifest.path.resolve().parent
+    try:
+        root = Path(os.path.relpath(manifest.root, folder)).as_posix()
+    except ValueError:  # another drive
+        root = manifest.root.as_posix()
+    header = {
+        "lipprep_manifest": MANIFEST_VERSION,
+        "root": root,
+        "fps": manifest.fps,
+        "seed": manifest.seed,
+        "chunk_size": manifest.chunk_size,
+        "labels": list(manifest.labels),
+    }
+    with replacing(manifest.path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        for clip in manifest.clips:
+            file.write(json.dumps(clip.row(), ensure_ascii=False) + "\n")
+
+
+_TYPES = {
+    "key": str, "video": str, "split": str, "word": str, "label": int, "chunk": int, "start": int,
+    "num_frames": int, "word_start": float, "word_end": float, "duration": float, "speaker": str,
+}  # fmt: skip
+
+
+def _parse(row: object, labels: Sequence[str]) -> Clip:
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    for name, value in row.items():
+        kind = _TYPES.get(name)
+        if kind is None:
+            raise ValueError(f"unknown field {name!r} (known: {', '.join(_TYPES)})")
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{name} is {value!r}, expected {'a number' if kind is not str else 'a text'}")
+    try:
+        clip = Clip(**row)
+    except TypeError as error:
+        raise ValueError(f"fields are missing: {error}") from None
+    check_video_path(clip.video)
+    if clip.split not in SPLITS:
+        raise ValueError(f"unknown split {clip.split!r} (known: {', '.join(SPLITS)})")
+    if not 0 <= clip.label < len(labels) or labels[clip.label] != clip.word:
+        raise ValueError(f"label {clip.label} and word {clip.word!r} do not agree with the header's labels")
+    if (clip.start is None) != (clip.num_frames is None) or (clip.num_frames is not None and clip.num_frames < 1):
+        raise ValueError("a window has both start and num_frames, and at least one frame")
+    if clip.chunk < 0 or re.search(r"[^A-Za-z0-9_/@%-]|^/|(^|/)__|(^|/)(/|$)", clip.key):
+        raise ValueError(f"key {clip.key!r} or chunk {clip.chunk} is not of the form that manifests have")
+    return clip
+
+
+def _lines(path: Path) -> Iterator[tuple[int, object]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number} is no JSON ({error})") from error
+
+
+def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
+    """Read and check a manifest; `root` overrides where its videos lie.
+
+    Raises ValueError, naming the line, for anything that is not a well-formed manifest: another version, an
+    unknown split, a key twice, a path outside the root, a video in two splits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no manifest {path}: `lipprep manifest --help` shows how to make one")
+    lines = _lines(path)
+    try:
+        _, header = next(lines, (1, None))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: not a manifest") from error
+    if not isinstance(header, dict) or header.get("lipprep_manifest") != MANIFEST_VERSION:
+        raise ValueError(
+            f"{path} is no manifest of version {MANIFEST_VERSION}: its first line must have "
+            f'"lipprep_manifest": {MANIFEST_VERSION}'
+        )
+    try:
+        labels = tuple(header["labels"])
+        fps, seed, size = float(header["fps"]), int(header["seed"]), int(header["chunk_size"])
+        stored = Path(header["root"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its header lacks or misstates {error}") from error
+    clips: list[Clip] = []
+    keys: dict[str, int] = {}
+    split_of: dict[str, str] = {}
+    for number, row in lines:
+        try:
+            clip = _parse(row, labels)
+            if clip.key in keys:
+                raise ValueError(f"key {clip.key!r} stands already in line {keys[clip.key]}")
+            if split_of.setdefault(clip.video, clip.split) != clip.split:
+                raise ValueError(f"video {clip.video} is in split {split_of[clip.video]} too: splits share no video")
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        keys[clip.key] = number
+        clips.append(clip)
+    if not clips:
+        raise ValueError(f"{path} lists no clips")
+    root = Path(root) if root is not None else path.resolve().parent / stored
+    return Manifest(path, root.resolve(), fps, seed, size, labels, tuple(clips))
+
+
+def find_manifest(folder: Path = Path("manifests")) -> Path:
+    """The only manifest in `folder`; ValueError where there is none or several, naming them."""
+    found = sorted(folder.glob("*.jsonl"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ValueError(
+            f"there is no manifest in {folder}/: make one (`lipprep manifest lrw ROOT -o manifests/lrw.jsonl`) "
+            "or name one with -m"
+        )
+    raise ValueError(f"{folder}/ holds several manifests, choose one with -m: {', '.join(map(str, found))}")
+
+
+def groups(clips: Iterable[Clip]) -> Iterator[tuple[str, list[Clip]]]:
+    """Runs of neighbouring clips of one video, as `deal` put them: (video, clips)."""
+    for video, members in itertools.groupby(clips, key=lambda c: c.video):
+        yield video, list(members)

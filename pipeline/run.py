@@ -1,0 +1,228 @@
+"""The supervisor: pending = planned - committed. It hands chunks to workers and counts what came back."""
+
+import dataclasses
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lipprep.pipeline.manifest import Manifest
+from lipprep.pipeline.plan import Chunk, Layout, Wanted, stage_parameters, survey, upstream
+from lipprep.pipeline.records import add_counts, read_entries, read_header, record_path, root_class
+from lipprep.stages.failures import FAILURES
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a stage has after a run, in clips: `planned` = `ok` + `failed` by class; and what this run did."""
+
+    stage: str
+    planned: int
+    ok: int
+    failed: dict[str, int]
+    chunks_made: int
+    chunks_fresh: int
+    clips_made: int
+    seconds: float
+    example: dict[str, str]
+
+    @property
+    def failures(self) -> int:
+        """Clips that are in no tar."""
+        return sum(self.failed.values())
+
+
+def _jobs(
+    stage: str,
+    manifest: Manifest,
+    layout: Layout,
+    wanted: Wanted,
+    pending: Sequence[Chunk],
+    stored_crops: set[tuple[str, int]],
+    persons: dict[str, int] | None,
+    device: str,
+    retry: str | None,
+) -> Iterator["tuple"]:
+    from lipprep.pipeline.chunk import Job
+
+    parameters = stage_parameters(wanted)[stage]
+    above = upstream(stage, wanted)
+    for chunk in pending:
+        place = (chunk.split, chunk.number)
+        yield Job(
+            stage=stage,
+            clips=chunk.clips,
+            root=manifest.root,
+            fps=manifest.fps,
+            wanted=wanted,
+            parameters=parameters,
+            header=chunk.wanted_header(manifest.fps, parameters),
+            tar=chunk.tar,
+            landmarks=layout.tar(above, *place) if above else None,
+            crops=layout.tar("crops", *place) if place in stored_crops else None,
+            persons=persons,
+            device=device,
+            retry=retry,
+        )
+
+
+def run_stage(
+    stage: str,
+    manifest: Manifest,
+    layout: Layout,
+    wanted: Wanted,
+    *,
+    workers: int,
+    persons: dict[str, int] | None = None,
+    device: str = "cpu",
+    retry: str | None = None,
+) -> Report:
+    """Make every chunk of `stage` that is missing or stale, on `workers` processes.
+
+    Raises ValueError where the stage before is not done, or a worker process was killed.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    from lipprep.pipeline.chunk import run_job
+
+    began = time.perf_counter()
+    chunks = survey(manifest, layout, wanted)
+    mine = [c for c in chunks if c.stage == stage]
+    above = upstream(stage, wanted)
+    if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
+        raise ValueError(
+            f"{len(absent)} of {len(mine)} chunks of {above} are {absent[0].state}"
+            f"{f' ({absent[0].reason})' if absent[0].reason else ''}: run `lipprep {above}` first"
+        )
+    stored = set()
+    if stage == "shards":
+        stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
+    pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
+    jobs = _jobs(stage, manifest, layout, wanted, pending, stored, persons, device, retry)
+    made = 0
+    # One task a chunk, results as they come: nothing waits for a slow chunk, and no list of results grows.
+    pool = Parallel(n_jobs=min(workers, max(1, len(pending))), return_as="generator_unordered", batch_size=1)
+    with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
+        try:
+            for header in pool(delayed(run_job)(job) for job in jobs):
+                made += header["planned"]
+                bar.update(header["planned"])
+        except TerminatedWorkerError as error:
+            raise ValueError(
+                f"a worker process was killed (out of memory, or a fault in a codec): run `lipprep {stage}` "
+                f"again to go on, with fewer --workers if memory was short ({str(error).splitlines()[0]})"
+            ) from error
+    if stage != "shards":
+        _drop_orphans(layout.folder(stage), {c.tar.name for c in mine})
+    headers = [read_header(c.tar) for c in mine]
+    assert all(headers), "a chunk was not committed"
+    counts = add_counts(headers)
+    planned = sum(counts.values())
+    assert planned == len(manifest.clips), "clips were lost or counted twice"
+    ok = counts.pop("ok", 0)
+    return Report(
+        stage=stage,
+        planned=planned,
+        ok=ok,
+        failed=dict(counts.most_common()),
+        chunks_made=len(pending),
+        chunks_fresh=len(mine) - len(pending),
+        clips_made=made,
+        seconds=time.perf_counter() - began,
+        example=_examples(mine, headers, counts),
+    )
+
+
+def _to_retry(chunk: Chunk, retry: str | None) -> bool:
+    if retry is None:
+        return False
+    return any(kind != "ok" and retry in ("", kind) for kind in chunk.header["counts"])
+
+
+def _examples(chunks: Sequence[Chunk], headers: Sequence[dict], counts: Counter) -> dict[str, str]:
+    """One clip and its message for each class of failures."""
+    example: dict[str, str] = {}
+    for chunk, header in zip(chunks, headers, strict=True):
+        if set(header["counts"]) - {"ok"} - set(example):
+            for entry in read_entries(chunk.tar):
+                if entry["status"] != "ok":
+                    example.setdefault(root_class(entry), f"{entry['key']}: {entry['message']}")
+        if len(example) == len(counts):
+            break
+    return example
+
+
+def _drop_orphans(folder: Path, wanted: set[str]) -> None:
+    """Remove committed tars that no chunk of the manifest has any more: they would be read as if they had."""
+    for tar in folder.glob("*.tar"):
+        if tar.name not in wanted and record_path(tar).exists():
+            record_path(tar).unlink()
+            tar.unlink()
+
+
+def check_index(manifest: Manifest, out: Path) -> None:
+    """Refuse a folder of shards that holds another data set. Raises ValueError, which names both."""
+    from lipprep.stages.shard.index import load_index
+
+    if not (out / "index.json").is_file():
+        return
+    try:
+        index = load_index(out)
+    except ValueError:
+        return  # unusable, as after a stop in mid-run: it is about to be written again
+    if index.dataset != manifest.name or index.labels != manifest.labels:
+        raise ValueError(
+            f"{out} holds the shards of data set {index.dataset!r} ({len(index.labels)} labels), not of "
+            f"{manifest.name!r} ({len(manifest.labels)} labels): choose another -o, or --replace them"
+        )
+
+
+def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
+    """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its."""
+    from lipprep.stages.shard.index import Index, Shard, save_index
+
+    shards, offsets, failures = [], {}, {}
+    for split, number in manifest.chunks():
+        tar = layout.tar("shards", split, number)
+        header, entries = read_header(tar), read_entries(tar)
+        ok = [e for e in entries if e["status"] == "ok"]
+        shards.append(Shard(tar.name, split, len(ok), header["tar"]["bytes"], header["tar"]["sha256"]))
+        offsets[tar.name] = [*(e["offset"] for e in ok), header["end"]]
+        kinds = failures.setdefault(split, Counter())
+        kinds.update(root_class(e) for e in entries if e["status"] != "ok")
+    _drop_orphans(layout.out, {s.name for s in shards})
+    parameters = stage_parameters(wanted)
+    landmarks = parameters["landmarks"] if upstream("shards", wanted) else {}
+    save_index(
+        layout.out,
+        Index(
+            dataset=manifest.name,
+            fingerprint=hashlib.sha256("".join(s.sha256 for s in shards).encode()).hexdigest(),
+            labels=manifest.labels,
+            fps=manifest.fps,
+            parameters={**{k: v for k, v in landmarks.items() if k != "archive"}, **parameters["shards"]},
+            failures={split: dict(sorted(kinds.items())) for split, kinds in failures.items()},
+            shards=tuple(shards),
+            offsets=offsets,
+        ),
+    )
+
+
+def summary(report: Report) -> str:
+    """What a stage has after a run, in lines for people."""
+    lines = [f"{report.stage}: {report.planned} clips planned = {report.ok} ok + {report.failures} failed"]
+    for kind, count in report.failed.items():
+        lines.append(f"  {kind}: {count} ({FAILURES[kind]}), e.g. {report.example.get(kind, '')}")
+    rate = f", {report.clips_made / report.seconds:.1f} clips/s" if report.clips_made else ""
+    lines.append(f"  {report.chunks_made} chunks made, {report.chunks_fresh} were fresh{rate}")
+    return "\n".join(lines)
+
+
+def as_json(report: Report) -> dict:
+    """The report in plain containers."""
+    return {**dataclasses.asdict(report), "clips_per_second": report.clips_made / report.seconds}

@@ -1,0 +1,271 @@
+"""Corpora to manifests: LRW, folders of words, GRID, CSV."""
+
+import csv
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipprep.pipeline.manifest import (
+    CHUNK_SIZE,
+    SPLITS,
+    Clip,
+    Manifest,
+    check_video_path,
+    clip_key,
+    deal,
+    seeded_rank,
+)
+
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+FPS = 25.0  # of LRW and GRID, and of every model trained on them
+LRW_SECONDS = 29 / FPS  # length of an LRW clip; the word lies in its middle
+GRID_FRAMES = 29  # as LRW's clips, so that one network reads both
+GRID_UNITS = 1000  # of an .align file, a frame
+FRACTIONS = {"test": 0.1, "val": 0.1}  # of a seeded split; the rest is for training
+
+
+@dataclass(frozen=True)
+class Row:
+    """A clip as its source gives it: no label, key or chunk yet; `split` None asks for a seeded one."""
+
+    video: str
+    word: str
+    split: str | None = None
+    key: str | None = None
+    start: int | None = None
+    num_frames: int | None = None
+    word_start: float | None = None
+    word_end: float | None = None
+    duration: float | None = None
+    speaker: str | None = None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _videos(folder: Path) -> list[Path]:
+    return sorted(
+        Path(e.path)
+        for e in os.scandir(folder)
+        if not e.name.startswith(".") and Path(e.name).suffix.lower() in VIDEO_SUFFIXES
+    )
+
+
+def _below(root: Path, video: Path) -> str:
+    return video.relative_to(root).as_posix()
+
+
+def lrw_duration(text: str) -> float | None:
+    """The word's duration in seconds from LRW's .txt: the line `Duration: 0.45 seconds`, found by its name.
+
+    >>> lrw_duration("Channel: BBC One HD \\nDuration: 0.45 seconds ")
+    0.45
+    """
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "duration":
+            try:
+                return float(value.split()[0])
+            except (ValueError, IndexError):
+                return None
+    return None
+
+
+def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
+    """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with a .txt that gives the word's duration (LRW)."""
+    for folder in _folders(root):
+        if words is not None and folder.name not in words:
+            continue
+        for split in ("train", "val", "test"):
+            if not (folder / split).is_dir():
+                continue
+            for video in _videos(folder / split):
+                try:
+                    text = video.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
+                except OSError:
+                    text = ""
+                duration = lrw_duration(text)
+                half = None if duration is None else duration / 2
+                yield Row(
+                    video=_below(root, video),
+                    word=folder.name,
+                    split=split,
+                    word_start=None if half is None else round(LRW_SECONDS / 2 - half, 6),
+                    word_end=None if half is None else round(LRW_SECONDS / 2 + half, 6),
+                    duration=duration,
+                )
+
+
+def folders(root: Path, words: set[str] | None = None) -> Iterator[Row]:
+    """ROOT/word/{train,val,test}/video.mp4, or ROOT/word/video.mp4 with a seeded split."""
+    for folder in _folders(root):
+        if words is not None and folder.name not in words:
+            continue
+        for video in _videos(folder):
+            yield Row(video=_below(root, video), word=folder.name)
+        for split in ("train", "val", "test"):
+            if (folder / split).is_dir():
+                for video in _videos(folder / split):
+                    yield Row(video=_below(root, video), word=folder.name, split=split)
+
+
+def grid(root: Path, words: set[str] | None = None, *, unseen_speakers: Iterable[str] = ()) -> Iterator[Row]:
+    """ROOT/video/SPEAKER/CODE.mpg with ROOT/align/SPEAKER/CODE.align (GRID): a 29-frame window a word.
+
+    The window is centred on the word and may reach beyond the video. Silence (sil, sp) is no word. The
+    sentences of `unseen_speakers` get the split `unseen`. Raises ValueError where the layout is another, an
+    alignment is missing or garbled, or a speaker is not there.
+    """
+    unseen = set(unseen_speakers)
+    if not (root / "video").is_dir() or not (root / "align").is_dir():
+        raise ValueError(f"{root} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
+    speakers = _folders(root / "video")
+    if missing := unseen - {s.name for s in speakers}:
+        raise ValueError(f"no speaker {', '.join(sorted(missing))} below {root / 'video'}")
+    for speaker in speakers:
+        for video in _videos(speaker):
+            align = root / "align" / speaker.name / f"{video.stem}.align"
+            if not align.is_file():
+                raise ValueError(f"{_below(root, video)} has no alignment {align}")
+            for number, line in enumerate(align.read_text(encoding="utf-8").splitlines(), 1):
+                if not line.strip():
+                    continue
+                try:
+                    first, last, word = line.split()
+                    begin, end = int(first) / GRID_UNITS, int(last) / GRID_UNITS  # frames
+                except ValueError:
+                    raise ValueError(f"{align}, line {number}: {line!r} is not `start end word`") from None
+                if word in ("sil", "sp") or (words is not None and word not in words):
+                    continue
+                start = round((begin + end) / 2 - GRID_FRAMES / 2)
+                yield Row(
+                    video=_below(root, video),
+                    word=word,
+                    split="unseen" if speaker.name in unseen else None,
+                    start=start,
+                    num_frames=GRID_FRAMES,
+                    word_start=round((begin - start) / FPS, 6),
+                    word_end=round((end - start) / FPS, 6),
+                    duration=round((end - begin) / FPS, 6),
+                    speaker=speaker.name,
+                )
+
+
+_CSV = {
+    "key": str, "video": str, "split": str, "word": str, "start": int, "num_frames": int,
+    "word_start": float, "word_end": float, "duration": float, "speaker": str,
+}  # fmt: skip
+_DEALT = {"label", "chunk"}  # columns of a manifest that are made anew
+
+
+def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
+    """A CSV with a column a manifest field: `video` and `word`, the others where known.
+
+    `label` and `chunk` are made anew. Raises ValueError, naming the line, for what cannot be read.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        columns = set(rows.fieldnames or ())
+        if not {"video", "word"} <= columns:
+            raise ValueError(f"{path} needs the columns video and word (others: {', '.join(_CSV)})")
+        if unknown := columns - set(_CSV) - _DEALT:
+            raise ValueError(f"{path} has unknown columns {', '.join(sorted(map(str, unknown)))}")
+        for row in rows:
+            try:
+                fields = {n: _CSV[n](v.strip()) for n, v in row.items() if n in _CSV and v and v.strip()}
+                if "video" not in fields or "word" not in fields:
+                    raise ValueError("video or word is empty")
+            except ValueError as error:
+                raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
+            if words is None or fields["word"] in words:
+                yield Row(**fields)
+
+
+def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:
+    """Splits for rows that have none, by video: seeded, the same for a video whatever else there is in its stratum.
+
+    Videos are dealt word by word where each has one word, else (sentences) speaker by speaker, so that each
+    has its share of every split.
+    """
+    free = [r for r in rows if r.split is None]
+    words: dict[str, set[str]] = {}
+    for r in free:
+        words.setdefault(r.video, set()).add(r.word)
+    single = all(len(w) == 1 for w in words.values())
+    strata: dict[str, set[str]] = {}
+    for r in free:
+        strata.setdefault(r.word if single else r.speaker or "", set()).add(r.video)
+    split: dict[str, str] = {}
+    for videos in strata.values():
+        ranked = sorted(videos, key=lambda v: seeded_rank(seed, "split", v))
+        position = 0
+        for name, fraction in FRACTIONS.items():
+            count = round(fraction * len(ranked)) or (len(ranked) >= 3)
+            split |= dict.fromkeys(ranked[position : position + count], name)
+            position += count
+        split |= dict.fromkeys(ranked[position:], "train")
+    return lambda row: row.split if row.split is not None else split[row.video]
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """A label file: one word a line, its line number the label. Raises ValueError for an empty or doubled one."""
+    labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not labels or len(set(labels)) != len(labels):
+        raise ValueError(f"label file {path} is empty or names a word twice")
+    return labels
+
+
+def make_manifest(
+    path: Path,
+    rows: Iterable[Row],
+    *,
+    root: Path,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+    chunk_size: int = CHUNK_SIZE,
+    fps: float = FPS,
+) -> Manifest:
+    """A manifest of `rows`: keys, labels (the sorted words, unless given), seeded splits, chunks.
+
+    Raises ValueError where there are no rows, a word is in no label, two clips have one key, a split is
+    unknown, or a video is in two splits.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError(f"no clips found below {root}: `lipprep manifest --help` shows the layouts")
+    labels = tuple(labels) if labels is not None else tuple(sorted({r.word for r in rows}))
+    number = {word: n for n, word in enumerate(labels)}
+    split = _split(rows, seed)
+    clips: dict[str, Clip] = {}
+    splits: dict[str, str] = {}
+    for row in rows:
+        check_video_path(row.video)
+        if row.word not in number:
+            raise ValueError(f"the word {row.word!r} ({row.video}) is not in the label file")
+        if (name := split(row)) not in SPLITS:
+            raise ValueError(f"{row.video}: unknown split {name!r} (known: {', '.join(SPLITS)})")
+        if splits.setdefault(row.video, name) != name:
+            raise ValueError(f"{row.video} is in splits {splits[row.video]} and {name}: splits share no video")
+        if (row.start is None) != (row.num_frames is None):
+            raise ValueError(f"{row.video}: a window needs both start and num_frames")
+        key = row.key or clip_key(row.video, row.start)
+        if key in clips:
+            raise ValueError(f"two clips have the key {key!r} (e.g. {row.video}): rename one of the videos")
+        clips[key] = Clip(
+            key=key,
+            video=row.video,
+            split=name,
+            word=row.word,
+            label=number[row.word],
+            chunk=0,
+            start=row.start,
+            num_frames=row.num_frames,
+            word_start=row.word_start,
+            word_end=row.word_end,
+            duration=row.duration,
+            speaker=row.speaker,
+        )
+    dealt = deal(clips.values(), seed=seed, chunk_size=chunk_size, fps=fps)
+    return Manifest(Path(path), Path(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))

@@ -1,0 +1,1 @@
+"""What is done to one clip: pure functions on arrays, with no knowledge of processes, chunks or training."""

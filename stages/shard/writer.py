@@ -1,0 +1,81 @@
+"""Tars that are the same to the byte whenever their members are."""
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+from lipprep.stages.atomic import fsync_folder
+
+
+class _Hashing:
+    """A file that hashes what is written to it, so that a tar need not be read again for its sha256."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self._position = 0
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        self._position += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> tuple[int, str]:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._position, self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        self._file.close()
+
+
+class TarWriter:
+    """Writes one tar under a temporary name; `close()` completes it, `publish()` gives it its name.
+
+    The two are apart because the record of an older tar at the same place must go in between. Members have
+    mtime 0, uid 0 and mode 0644 and stand in the order of the calls. Leaving the `with` block unpublished
+    leaves nothing behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._file = _Hashing(self._temporary)
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self.bytes = 0
+        self.sha256 = ""
+
+    @property
+    def offset(self) -> int:
+        """Where the next member's header will stand, in bytes."""
+        return self._tar.offset
+
+    def add(self, name: str, payload: bytes) -> None:
+        """Append one member."""
+        info = tarfile.TarInfo(name)
+        info.size = len(payload)
+        self._tar.addfile(info, io.BytesIO(payload))
+
+    def close(self) -> None:
+        """Complete and fsync the temporary file; `bytes` and `sha256` are known from here on."""
+        self._tar.close()
+        self.bytes, self.sha256 = self._file.close()
+
+    def publish(self) -> None:
+        """Give the completed file its name, replacing an older one."""
+        self._temporary.replace(self.path)
+        fsync_folder(self.path.parent)
+
+    def __enter__(self) -> "TarWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.abandon()
+        self._temporary.unlink(missing_ok=True)
