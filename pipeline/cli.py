@@ -187,9 +187,11 @@ def _finish(report, max_failures: Callable[[int], float], as_json: bool) -> None
 
 
 def _persons(wanted) -> dict[str, int] | None:
+    if wanted.persons is None:
+        return None
     from lipprep.stages.landmarks.archive import read_persons
 
-    return None if wanted.persons is None else read_persons(Path(wanted.persons))
+    return read_persons(Path(wanted.persons))
 
 
 @click.command(context_settings=CONTEXT)

@@ -4,9 +4,10 @@ import dataclasses
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -14,6 +15,9 @@ from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk, Layout, Wanted, stage_parameters, survey, upstream
 from lipprep.pipeline.records import add_counts, read_entries, read_header, record_path, root_class
 from lipprep.stages.failures import FAILURES
+
+if TYPE_CHECKING:
+    from lipprep.pipeline.chunk import Job
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,22 @@ class Report:
         return sum(self.failed.values())
 
 
-def _jobs(
+def make_jobs(
     stage: str,
     manifest: Manifest,
     layout: Layout,
     wanted: Wanted,
     pending: Sequence[Chunk],
-    stored_crops: set[tuple[str, int]],
-    persons: dict[str, int] | None,
-    device: str,
-    retry: str | None,
-) -> Iterator["tuple"]:
+    *,
+    stored_crops: Collection[tuple[str, int]] = (),
+    persons: dict[str, int] | None = None,
+    device: str = "cpu",
+    retry: str | None = None,
+) -> Iterator["Job"]:
+    """What workers need to make the chunks `pending`, one job each, made as it is asked for.
+
+    `stored_crops` are the places (split, number) whose crops are kept and fresh.
+    """
     from lipprep.pipeline.chunk import Job
 
     parameters = stage_parameters(wanted)[stage]
@@ -103,7 +112,9 @@ def run_stage(
     if stage == "shards":
         stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
     pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
-    jobs = _jobs(stage, manifest, layout, wanted, pending, stored, persons, device, retry)
+    jobs = make_jobs(
+        stage, manifest, layout, wanted, pending, stored_crops=stored, persons=persons, device=device, retry=retry
+    )
     made = 0
     # One task a chunk, results as they come: nothing waits for a slow chunk, and no list of results grows.
     pool = Parallel(n_jobs=min(workers, max(1, len(pending))), return_as="generator_unordered", batch_size=1)

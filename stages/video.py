@@ -4,6 +4,7 @@ Half of the cost of a usual reader is the conversion to colour and back. The lum
 saw as gray; one look-up table brings it to the gray that a conversion through BGR would give.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -135,8 +136,8 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
             else:
                 position = float((frame.pts - origin) * base) * fps
             end = position + fps / rate
-            yield round(position), frame
-        yield round(end), None
+            yield math.ceil(position - 0.5), frame  # half a frame late still counts, half a frame early does not
+        yield math.ceil(end - 0.5), None
 
 
 def read_frames(

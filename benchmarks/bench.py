@@ -1,0 +1,147 @@
+"""`make bench`: the speed of the stages against their lower bounds, and a worker's memory.
+
+Both sides of every ratio are timed in the same run, in turn, in this one process; the figure is the median
+of the ratios. Nothing else should be running.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import av
+import click
+import cv2
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from lipprep.pipeline.chunk import run_job
+from lipprep.pipeline.manifest import load_manifest, save_manifest
+from lipprep.pipeline.plan import Layout, Wanted, survey
+from lipprep.pipeline.run import make_jobs
+from lipprep.pipeline.sample import make_sample
+from lipprep.pipeline.sources import lrw, make_manifest
+
+BUILD = Path("build/bench")
+ROUNDS = 5
+FRAMES = 29
+
+
+def decode(videos: list[Path]) -> None:
+    """What any reader must do: PyAV, one thread, the luma plane touched."""
+    for video in videos:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            for frame in container.decode(stream):
+                np.frombuffer(frame.planes[0], np.uint8)[:1]
+
+
+def timed(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def mesh_network() -> Interpreter:
+    """The mesh network alone, on one thread."""
+    network = Interpreter(str(files("lipprep.stages") / "data" / "face_landmarks_detector.tflite"), num_threads=1)
+    network.allocate_tensors()
+    return network
+
+
+def run_stage_here(stage: str, manifest_path: Path, work: Path, wanted: Wanted) -> None:
+    """One stage over all chunks in this process, from nothing."""
+    manifest, layout = load_manifest(manifest_path), Layout(work, work / "shards")
+    shutil.rmtree(layout.folder(stage), ignore_errors=True)
+    chunks = [c for c in survey(manifest, layout, wanted) if c.stage == stage]
+    for job in make_jobs(stage, manifest, layout, wanted, chunks):
+        run_job(job)
+
+
+def peak_memory(stage: str, manifest_path: Path, work: Path) -> float:
+    """The peak of a process that runs one stage over a manifest, MB."""
+    code = (
+        "import resource, sys; sys.path.insert(0, 'benchmarks'); import bench; from pathlib import Path;"
+        f"bench.run_stage_here({stage!r}, Path({str(manifest_path)!r}), Path({str(work)!r}), bench.Wanted());"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+def corpus(clips: int) -> tuple[Path, list[Path]]:
+    """A manifest of the sample corpus's first `clips` clips, and their videos."""
+    videos = BUILD / "videos"
+    if len(list(videos.rglob("*.mp4"))) < clips:
+        shutil.rmtree(videos, ignore_errors=True)
+        make_sample(videos, clips=clips)
+    path = BUILD / f"sample{clips}.jsonl"
+    rows = sorted(lrw(videos), key=lambda r: r.video.rpartition("_")[2])[:clips]
+    save_manifest(make_manifest(path, rows, root=videos, chunk_size=64))
+    return path, [videos / r.video for r in rows]
+
+
+def ratios(rounds: int, below: Callable[[], float], stage: Callable[[], float]) -> tuple[float, float, float]:
+    """Medians of the lower bound, the stage, and the ratio of neighbours in time, after one round to warm up."""
+    pairs = [(below(), stage()) for _ in range(rounds + 1)][1:]
+    return (
+        statistics.median(b for b, _ in pairs),
+        statistics.median(s for _, s in pairs),
+        statistics.median(s / b for b, s in pairs),
+    )
+
+
+@click.command()
+@click.option("-n", "clips", default=60, show_default=True, help="Clips of the sample corpus.")
+@click.option("--rounds", default=ROUNDS, show_default=True, help="How often each side is timed.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+def main(clips: int, rounds: int, as_json: bool) -> None:
+    """Time the stages against their lower bounds and print each figure beside its limit."""
+    cv2.setNumThreads(1)
+    manifest, videos = corpus(clips)
+    smaller, _ = corpus(clips // 3)
+    wanted, work = Wanted(), BUILD / "work"
+    run_stage_here("landmarks", manifest, work, wanted)
+    network = mesh_network()
+
+    def decoding() -> float:
+        return timed(lambda: decode(videos)) / clips
+
+    def decoding_and_mesh() -> float:
+        invocations = timed(lambda: [network.invoke() for _ in range(200)]) / 200
+        return decoding() + (FRAMES + 1) * invocations
+
+    def stage(name: str) -> float:
+        return timed(lambda: run_stage_here(name, manifest, work, wanted)) / clips
+
+    figures = []
+
+    def figure(name: str, value: float, limit: float, unit: str, detail: str) -> None:
+        figures.append({"figure": name, "value": round(value, 3), "limit": limit, "unit": unit, "detail": detail})
+        if not as_json:
+            verdict = "ok" if value <= limit else "OVER"
+            click.echo(f"{name:42} {value:8.2f} {unit:3} limit {limit:6.2f}  {verdict:4}  {detail}")
+
+    lower, upper, ratio = ratios(rounds, decoding, lambda: stage("crops"))
+    figure("crop stage / decoding", ratio, 1.5, "x", f"{1e3 * upper:.1f} ms / {1e3 * lower:.1f} ms a clip")
+    if lower < 0.005 and not as_json:
+        click.echo("    (these clips decode in under 5 ms: the ratio says little)")
+    lower, upper, ratio = ratios(rounds, decoding_and_mesh, lambda: stage("landmarks"))
+    figure(
+        "landmark stage / (decoding + 30 mesh)", ratio, 1.5, "x", f"{1e3 * upper:.1f} ms / {1e3 * lower:.1f} ms a clip"
+    )
+    for name in ("landmarks", "crops", "shards"):
+        few, many = (peak_memory(name, path, BUILD / f"work-{path.stem}") for path in (smaller, manifest))
+        figure(f"memory of a worker, {name}", many, 600, "MB", f"{few:.0f} MB after a third of the clips")
+    if as_json:
+        click.echo(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipprep.stages.shard.codec import check_codec, decode_mouth, encode_mouth, npy_array, npy_bytes
+from lipprep.stages.shard.index import Index, Shard, load_index, save_index
+from lipprep.stages.shard.reader import TarMembers, read_samples
+from lipprep.stages.shard.writer import TarWriter
+
+
+def smooth(T: int, S: int, seed: int = 0) -> np.ndarray:
+    """Crops that look like pictures, not like noise."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0, 1, S)
+    waves = [
+        np.sin(2 * np.pi * (rng.uniform(1, 3) * x[:, None] + rng.uniform(1, 3) * x + rng.uniform())) for _ in range(T)
+    ]
+    return (127 + 100 * np.array(waves)).astype(np.uint8)
+
+
+@given(T=st.integers(1, 40), S=st.sampled_from([8, 64, 88, 96]), codec=st.sampled_from(["jpeg", "npy"]))
+@settings(max_examples=30, deadline=None)
+def test_crops_come_back(T, S, codec):
+    mouth = smooth(T, S)
+    extension, payload = encode_mouth(mouth, codec=codec)
+    back = decode_mouth(extension, payload)
+    assert back.shape == mouth.shape and back.dtype == np.uint8
+    assert np.abs(back.astype(int) - mouth).mean() < (2.0 if codec == "jpeg" else 1e-9)
+
+
+def test_frames_of_a_strip_do_not_bleed_into_each_other():
+    mouth = np.zeros((6, 96, 96), np.uint8)
+    mouth[::2] = 255
+    back = decode_mouth(*encode_mouth(mouth, codec="jpeg"))
+    assert np.abs(back.astype(int) - mouth).max() <= 1
+
+
+def test_what_a_strip_cannot_hold_is_refused():
+    with pytest.raises(ValueError, match="multiple of 8"):
+        check_codec("jpeg", 100)
+    with pytest.raises(ValueError, match="682 at most"):
+        encode_mouth(np.zeros((683, 96, 96), np.uint8))
+    assert len(decode_mouth(*encode_mouth(np.zeros((682, 96, 96), np.uint8)))) == 682
+    with pytest.raises(ValueError, match="unknown codec"):
+        check_codec("png", 96)
+
+
+@pytest.mark.parametrize("payload", [b"", b"no picture", npy_bytes(np.zeros((3, 4), np.uint8))])
+def test_damaged_members_are_refused(payload):
+    for extension in ("mouth.jpg", "mouth.npy"):
+        with pytest.raises(ValueError):
+            decode_mouth(extension, payload)
+
+
+def test_arrays_of_objects_are_refused():
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
+        npy_array(buffer.getvalue())
+
+
+def write(path, samples) -> np.ndarray:
+    """A shard of {key: (mouth, fields)}; its offsets."""
+    offsets = []
+    with TarWriter(path) as tar:
+        for key, (mouth, fields) in samples.items():
+            offsets.append(tar.offset)
+            extension, payload = encode_mouth(mouth)
+            tar.add(f"{key}.{extension}", payload)
+            tar.add(f"{key}.json", json.dumps(fields).encode())
+        offsets.append(tar.offset)
+        tar.close()
+        tar.publish()
+    return np.array(offsets)
+
+
+SAMPLES = {f"WORD/train/{'X' * (40 * n)}_{n}": (smooth(5 + n, 96, n), {"label": n}) for n in range(9)}
+
+
+def test_tars_are_the_same_to_the_byte_and_plain_tars(tmp_path):
+    write(tmp_path / "a.tar", SAMPLES)
+    write(tmp_path / "b.tar", SAMPLES)
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name for m in members[:2]] == [f"{next(iter(SAMPLES))}.mouth.jpg", f"{next(iter(SAMPLES))}.json"]
+    assert {(m.mtime, m.uid, m.gid, m.mode) for m in members} == {(0, 0, 0, 0o644)}
+
+
+# webdataset leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_webdataset_itself_reads_the_shards(tmp_path):
+    import webdataset
+
+    write(tmp_path / "a.tar", SAMPLES)
+    found = list(webdataset.WebDataset([str(tmp_path / "a.tar")], shardshuffle=False, empty_check=False))
+    assert [s["__key__"] for s in found] == list(SAMPLES)
+
+
+def test_samples_are_read_at_their_offsets(tmp_path):
+    offsets = write(tmp_path / "a.tar", SAMPLES)
+    for positions in (range(0, 9), range(3, 4), range(4, 9)):
+        samples = read_samples(tmp_path / "a.tar", offsets, positions)
+        assert [s["key"] for s in samples] == list(SAMPLES)[positions.start : positions.stop]
+        assert [s["label"] for s in samples] == list(positions)
+        assert [len(s["mouth"]) for s in samples] == [5 + n for n in positions]
+
+
+def test_a_cut_shard_is_named(tmp_path):
+    offsets = write(tmp_path / "a.tar", SAMPLES)
+    data = (tmp_path / "a.tar").read_bytes()
+    for length in (int(offsets[5]), int(offsets[5]) + 700, int(offsets[6]) - 512):
+        (tmp_path / "a.tar").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"a\.tar"):
+            read_samples(tmp_path / "a.tar", offsets, range(4, 9))
+
+
+def test_an_unfinished_tar_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), TarWriter(tmp_path / "a.tar") as tar:
+        tar.add("x", b"y")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_members_by_name(tmp_path):
+    write(tmp_path / "a.tar", SAMPLES)
+    with TarMembers(tmp_path / "a.tar") as members:
+        name = f"{list(SAMPLES)[4]}.json"
+        assert json.loads(members.read(name)) == {"label": 4}
+        assert name in members and "absent" not in members
+    (tmp_path / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match="no readable tar"):
+        TarMembers(tmp_path / "a.tar")
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    offsets = write(tmp_path / "train-00000.tar", SAMPLES)
+    size = (tmp_path / "train-00000.tar").stat().st_size
+    index = Index(
+        dataset="d",
+        fingerprint="f",
+        labels=("a", "b"),
+        fps=25.0,
+        parameters={"profile": "lrw2021", "crop_size": 96},
+        failures={"train": {"no_face": 1}},
+        shards=(Shard("train-00000.tar", "train", len(SAMPLES), size, "0" * 64),),
+        offsets={"train-00000.tar": offsets},
+    )
+    save_index(tmp_path, index)
+    return tmp_path, index
+
+
+def test_the_index_comes_back(indexed):
+    folder, index = indexed
+    back = load_index(folder)
+    assert back.shards == index.shards and back.labels == index.labels and back.profile == "lrw2021"
+    assert np.array_equal(back.offsets["train-00000.tar"], index.offsets["train-00000.tar"])
+    assert back.split("train") == index.shards
+    with pytest.raises(ValueError, match="no clips of split 'val'"):
+        back.split("val")
+
+
+def test_what_does_not_fit_the_index_is_named(indexed):
+    folder, _ = indexed
+    text, tar = (folder / "index.json").read_text(), (folder / "train-00000.tar").read_bytes()
+    for wrong in ("{}", "[]", "no json", text.replace('"lipprep_index": 1', '"lipprep_index": 99')):
+        (folder / "index.json").write_text(wrong)
+        with pytest.raises(ValueError, match="lipprep shards"):
+            load_index(folder)
+    (folder / "index.json").write_text(text)
+    (folder / "train-00000.tar").write_bytes(tar[:-512])
+    with pytest.raises(ValueError, match="cut short"):
+        load_index(folder)
+    (folder / "train-00000.tar").unlink()
+    with pytest.raises(ValueError, match="missing"):
+        load_index(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(ValueError, match="lipprep shards -o"):
+        load_index(folder)
