@@ -1,0 +1,265 @@
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from lipprep.train.augment import AugmentedBatch, AugmentOptions, cross_entropy, eval_batch, train_batch
+
+NOTHING = {"flip": 0.0, "mixup": 0.0, "time_mask": 0, "variable_length": False}
+UNKNOWN = float("nan")
+
+
+def noise(batch_size=6, num_frames=9, size=20, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(rng.integers(0, 256, (batch_size, num_frames, size, size), dtype=np.uint8))
+
+
+def augment(video, options, *, lengths=None, durations=UNKNOWN, fps=25.0, seed=0):
+    lengths = torch.tensor(lengths) if lengths is not None else torch.full((len(video),), video.shape[1])
+    durations = torch.full((len(video),), durations, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return train_batch(video, lengths, durations, options, fps=fps, generator=generator)
+
+
+def numbered_frames(batch_size, num_frames):
+    """Clips of one pixel a frame whose value is the frame's number."""
+    return torch.arange(num_frames, dtype=torch.uint8).expand(batch_size, num_frames)[:, :, None, None]
+
+
+def plain(crop_size, **changed):
+    """Options whose output is the pixel's own value."""
+    return AugmentOptions(**{"crop_size": crop_size, "mean": 0.0, "std": 1 / 255, **NOTHING, **changed})
+
+
+def assert_follows(drawn, probabilities):
+    """Chi-square of the draws against the exact probabilities, at about five standard deviations."""
+    counts = Counter(drawn)
+    assert set(counts) <= set(probabilities)
+    total = len(drawn)
+    statistic = sum((counts[value] - total * p) ** 2 / (total * p) for value, p in probabilities.items())
+    degrees = len(probabilities) - 1
+    assert statistic < degrees + 5 * math.sqrt(2 * degrees) + 5
+
+
+def test_evaluation_is_the_normalised_centre_crop_with_zero_padding():
+    video, lengths = noise(3, 7, 20), torch.tensor([7, 4, 1])
+    x = eval_batch(video, lengths, AugmentOptions(crop_size=12))
+    assert x.shape == (3, 1, 7, 12, 12) and x.dtype == torch.float32
+    for clip, length in enumerate(lengths):
+        expected = (video[clip, :length, 4:16, 4:16].numpy() / 255 - 0.421) / 0.165
+        np.testing.assert_allclose(x[clip, 0, :length], expected, atol=1e-5)
+        assert not x[clip, 0, length:].any()
+
+
+def test_with_everything_off_training_is_evaluation():
+    video, lengths = noise(3, 7, 20), [7, 4, 1]
+    options = AugmentOptions(crop_size=20, **NOTHING)
+    batch = augment(video, options, lengths=lengths)
+    assert batch.partner_B is None and batch.lam == 1.0
+    assert batch.lengths_B.tolist() == lengths
+    torch.testing.assert_close(batch.x_B1THW, eval_batch(video, torch.tensor(lengths), options), rtol=0, atol=0)
+
+
+def test_mean_frame_is_taken_over_valid_frames_in_training_and_evaluation():
+    video, lengths = noise(2, 6, 12), [6, 3]
+    options = AugmentOptions(crop_size=12, subtract_mean_frame=True, mean_frame_gain=2.0, **NOTHING)
+    x = augment(video, options, lengths=lengths).x_B1THW
+    for clip, length in enumerate(lengths):
+        frames = video[clip, :length].numpy().astype(np.float64)
+        expected = (frames - frames.mean(0)) / (255 * 0.165) * 2
+        np.testing.assert_allclose(x[clip, 0, :length], expected, atol=1e-4)
+        assert not x[clip, 0, length:].any()
+    assert torch.equal(x, eval_batch(video, torch.tensor(lengths), options))
+
+
+def test_crop_offsets_and_flip_are_uniform_and_shared_by_a_clips_frames():
+    size, crop_size, batch_size = 12, 8, 4000
+    video = torch.arange(size * size, dtype=torch.uint8).reshape(size, size).expand(batch_size, 2, size, size)
+    x = augment(video, plain(crop_size, flip=0.3)).x_B1THW[:, 0].round().long()
+    assert torch.equal(x[:, 0], x[:, 1])
+    flipped = x[:, 0, 0, 0] > x[:, 0, 0, -1]
+    x = torch.where(flipped[:, None, None], x[:, 0].flip(-1), x[:, 0])
+    top, left = x[:, 0, 0] // size, x[:, 0, 0] % size
+    expected = (top * size + left)[:, None, None] + (torch.arange(crop_size)[:, None] * size + torch.arange(8))
+    assert torch.equal(x, expected)
+    places = list(itertools.product(range(5), range(5)))
+    assert_follows(list(zip(top.tolist(), left.tolist(), strict=True)), dict.fromkeys(places, 1 / 25))
+    assert_follows(flipped.tolist(), {True: 0.3, False: 0.7})
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "duration", "starts", "stops"),
+    [
+        (29, 0.40, range(9), range(20, 30)),  # h = 5, middle 14: [0, 8] and [20, 29]
+        (29, 0.27, range(11), range(18, 30)),
+        (29, 3.00, range(1), range(29, 30)),  # longer than the clip: all of it
+        (10, 0.08, range(3), range(6, 11)),  # middle 4, h = 1
+        (1, 0.10, range(1), range(1, 2)),
+        (29, UNKNOWN, range(1), range(29, 30)),
+    ],
+)
+def test_variable_length_cuts_as_defined(num_frames, duration, starts, stops):
+    batch = augment(numbered_frames(5000, num_frames), plain(1, variable_length=True), durations=duration)
+    x, lengths = batch.x_B1THW[:, 0, :, 0, 0].round().long(), batch.lengths_B
+    assert x.shape[1] == lengths.max()
+    valid = torch.arange(x.shape[1]) < lengths[:, None]
+    assert torch.equal(x, torch.where(valid, x[:, :1] + torch.arange(x.shape[1]), 0))
+    cuts = list(zip(x[:, 0].tolist(), (x[:, 0] + lengths).tolist(), strict=True))
+    expected = [(start, stop) for start in starts for stop in stops]
+    assert_follows(cuts, dict.fromkeys(expected, 1 / len(expected)))
+
+
+def test_variable_length_starts_from_each_clips_own_length():
+    video = numbered_frames(400, 29)
+    batch = augment(video, plain(1, variable_length=True), lengths=[11] * 400, durations=0.1)
+    last = batch.x_B1THW[:, 0, :, 0, 0].amax(1)
+    assert batch.lengths_B.max() <= 11 and last.max() == 10
+
+
+def test_time_mask_is_as_long_as_drawn_and_inside_the_clip():
+    length, limit, batch_size = 10, 5, 6000
+    values = torch.tensor([3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26], dtype=torch.uint8)
+    video = values.expand(batch_size, 12)[:, :, None, None]
+    x = augment(video, plain(1, time_mask=limit), lengths=[length] * batch_size).x_B1THW[:, 0, :, 0, 0]
+    masked = (x - values[:length]).abs() > 1e-3
+    mean = values[:length].float().mean().expand(int(masked.sum()))
+    torch.testing.assert_close(x[masked], mean)
+    widths = masked.sum(1)
+    starts = masked.float().argmax(1)
+    stretch = (torch.arange(length) >= starts[:, None]) & (torch.arange(length) < (starts + widths)[:, None])
+    assert torch.equal(masked, stretch)
+    probabilities = {(0, 0): 1 / limit}
+    for width in range(1, limit):
+        places = length - width + 1
+        probabilities |= {(width, start): 1 / limit / places for start in range(places)}
+    assert_follows(list(zip(widths.tolist(), starts.tolist(), strict=True)), probabilities)
+
+
+def test_time_mask_never_covers_a_whole_clip():
+    x = augment(numbered_frames(500, 3) + 1, plain(1, time_mask=15)).x_B1THW[:, 0, :, 0, 0]
+    # Any frame masked by the mean 2 must leave another frame as it was.
+    assert ((x - torch.tensor([1.0, 2.0, 3.0])).abs() < 1e-4).any(1).all()
+
+
+def test_light_changes_each_clip_within_its_bounds():
+    video = torch.tensor([0, 200], dtype=torch.uint8).repeat(3000, 1)[:, :, None, None]
+    x = augment(video, plain(1, gain=0.3, bias=50.0)).x_B1THW[:, 0, :, 0, 0]
+    bias, gain = x[:, 0], (x[:, 1] - x[:, 0]) / 200
+    for drawn, low, high in ((gain, 0.7, 1.3), (bias, -50, 50)):
+        deciles = ((drawn - low) / (high - low) * 10).floor().long().tolist()
+        assert_follows(deciles, dict.fromkeys(range(10), 0.1))
+
+
+def test_mixup_blends_the_batch_and_cuts_neither_clip():
+    video, lengths = noise(6, 9, 12), [9, 2, 5, 7, 3, 1]
+    mixed = augment(video, plain(12, mixup=0.4), lengths=lengths)
+    x = augment(video, plain(12), lengths=lengths).x_B1THW
+    assert sorted(mixed.partner_B.tolist()) == list(range(6))
+    torch.testing.assert_close(mixed.x_B1THW, mixed.lam * x + (1 - mixed.lam) * x[mixed.partner_B])
+    own = torch.tensor(lengths)
+    assert torch.equal(mixed.lengths_B, torch.maximum(own, own[mixed.partner_B]))
+    for clip, length in zip(mixed.x_B1THW[:, 0], mixed.lengths_B, strict=True):
+        assert not clip[length:].any()
+    drawn = [augment(video[:1], plain(12, mixup=0.4), seed=seed).lam for seed in range(300)]
+    assert abs(np.mean(drawn) - 0.5) < 0.08
+    assert abs(np.var(drawn) - 0.25 / 1.8) < 0.03  # of Beta(0.4, 0.4)
+
+
+def test_loss_mixes_the_labels_as_the_clips():
+    logits, labels = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 4, 2, 1])
+    batch = AugmentedBatch(torch.empty(0), torch.empty(0), torch.tensor([2, 0, 3, 1]), 0.3)
+    one_hot = torch.eye(5)
+    target = 0.3 * one_hot[labels] + 0.7 * one_hot[labels[batch.partner_B]]
+    for smoothing in (0.0, 0.1):
+        smoothed = target * (1 - smoothing) + smoothing / 5
+        expected = -(smoothed * logits.log_softmax(1)).sum(1).mean()
+        torch.testing.assert_close(cross_entropy(logits, labels, batch, smoothing), expected)
+    alone = AugmentedBatch(torch.empty(0), torch.empty(0), None, 1.0)
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(cross_entropy(logits, labels, alone), expected)
+
+
+EVERYTHING = AugmentOptions(
+    crop_size=12, subtract_mean_frame=True, gain=0.3, scale=0.1, aspect=0.1, rotation=0.1, shift=0.1
+)
+
+
+@pytest.mark.parametrize("options", [AugmentOptions(crop_size=12), EVERYTHING])
+def test_same_seed_same_bytes_and_zero_padding(options):
+    first, again, other = (
+        augment(noise(8, 15), options, lengths=[15, 9] * 4, durations=0.2, seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.x_B1THW, again.x_B1THW) and torch.equal(first.lengths_B, again.lengths_B)
+    assert first.x_B1THW.shape != other.x_B1THW.shape or not torch.equal(first.x_B1THW, other.x_B1THW)
+    for clip, length in zip(first.x_B1THW[:, 0], first.lengths_B, strict=True):
+        assert clip[:length].abs().amax((1, 2)).all() and not clip[length:].any()
+
+
+def test_one_generator_draws_anew_for_each_batch():
+    generator = torch.Generator().manual_seed(0)
+    lengths, durations = torch.full((6,), 9), torch.full((6,), UNKNOWN)
+    first, second = (
+        train_batch(noise(), lengths, durations, plain(12), fps=25.0, generator=generator) for _ in range(2)
+    )
+    assert not torch.equal(first.x_B1THW, second.x_B1THW)
+
+
+def test_affine_identity_is_the_plain_crop():
+    video = noise(16, 4, 24)
+    identity = augment(video, plain(15, flip=0.5, shift=1e-12)).x_B1THW
+    torch.testing.assert_close(identity, augment(video, plain(15, flip=0.5)).x_B1THW, rtol=0, atol=2e-3)
+
+
+def sampled_coordinates(**changed):
+    """Where each pixel of each crop was taken from, (B, 2, crop, crop), read off two ramps."""
+    ramp = torch.arange(96, dtype=torch.uint8).expand(96, 96)
+    video = torch.stack((ramp, ramp.T)).expand(2000, 2, 96, 96)
+    return augment(video, plain(33, **changed)).x_B1THW[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "measure", "low", "high"),
+    [
+        ({"scale": 0.2}, lambda dx, dy: 1 / dx[:, 0], 0.8, 1.2),
+        ({"scale": 0.2}, lambda dx, dy: 1 / dy[:, 1], 0.8, 1.2),
+        ({"aspect": 0.1}, lambda dx, dy: dy[:, 1] / dx[:, 0], 0.9, 1.1),
+        ({"rotation": 0.3}, lambda dx, dy: torch.atan2(dx[:, 1], dx[:, 0]), -0.3, 0.3),
+        ({"rotation": 0.3}, lambda dx, dy: torch.atan2(-dy[:, 0], dy[:, 1]), -0.3, 0.3),
+    ],
+)
+def test_affine_changes_are_those_of_their_names(changed, measure, low, high):
+    coordinates = sampled_coordinates(**changed)
+    # The steps in the source, in pixels, for one pixel to the right and one down in the crop.
+    dx = coordinates[:, :, 16, 17] - coordinates[:, :, 16, 16]
+    dy = coordinates[:, :, 17, 16] - coordinates[:, :, 16, 16]
+    deciles = ((measure(dx, dy) - low) / (high - low) * 10).floor().long().clamp(0, 9).tolist()
+    assert_follows(deciles, dict.fromkeys(range(10), 0.1))
+    determinant = dx[:, 0] * dy[:, 1] - dx[:, 1] * dy[:, 0]
+    if "scale" not in changed:
+        torch.testing.assert_close(determinant, torch.ones(2000), rtol=0, atol=1e-3)
+
+
+def test_shift_moves_the_crop_beyond_the_random_offset():
+    plainly, shifted = sampled_coordinates(), sampled_coordinates(shift=0.2)
+    moved = (shifted - plainly)[:, :, 16, 16]
+    limit = 0.2 * 33 / 2
+    assert moved.abs().max() <= limit + 1e-3 and (moved.abs().amax(0) > 0.95 * limit).all()
+
+
+@pytest.mark.parametrize("function", ["train", "eval"])
+def test_frames_smaller_than_the_crop_are_refused(function):
+    video, options = noise(2, 3, 64), AugmentOptions()
+    with pytest.raises(ValueError, match="crop_size"):
+        if function == "train":
+            augment(video, options)
+        else:
+            eval_batch(video, torch.tensor([3, 3]), options)
+
+
+@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"std": 0}, {"mixup": -1}, {"time_mask": -3}, {"scale": 1.0}])
+def test_impossible_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AugmentOptions(**wrong)

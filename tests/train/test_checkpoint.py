@@ -1,0 +1,95 @@
+import dataclasses
+import os
+import pickle
+
+import pytest
+import torch
+
+from lipprep.stages.shard.index import load_index
+from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint, save_checkpoint
+
+
+def test_a_checkpoint_comes_back_as_it_was(trained_run, tmp_path):
+    checkpoint = load_checkpoint(trained_run / "last.pt")
+    save_checkpoint(tmp_path / "c.pt", checkpoint)
+    again = load_checkpoint(tmp_path / "c.pt")
+    assert all(torch.equal(again.model[key], value) for key, value in checkpoint.model.items())
+    for name in ("step", "epoch", "batch", "best", "config", "labels", "parameters", "fps", "dataset"):
+        assert getattr(again, name) == getattr(checkpoint, name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.pt"]
+
+
+class Touch:
+    """What a hostile pickle looks like: opened carelessly, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (os.fspath(self.path),)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_pickle_is_refused_and_not_executed(form, tmp_path):
+    trap, path = Touch(tmp_path / "executed"), tmp_path / "c.pt"
+    state = {"lipprep_checkpoint": 1, "model": trap}
+    torch.save(state, path) if form == "torch" else path.write_bytes(pickle.dumps(state))
+    with pytest.raises(ValueError, match="never executed"):
+        load_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("cut", [0, 100, 5000])
+def test_a_checkpoint_cut_short_is_refused(cut, trained_run, tmp_path):
+    (tmp_path / "c.pt").write_bytes((trained_run / "last.pt").read_bytes()[:cut])
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lipprep_checkpoint": 99}, "version 99"),
+        ({"labels": "abc"}, "labels"),
+        ({"labels": [1]}, "labels"),
+        ({"step": "1"}, "step"),
+        ({"parameters": {}}, "parameters"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_damaged_fields_are_named(change, message, trained_run, tmp_path):
+    state = torch.load(trained_run / "last.pt", weights_only=True)
+    torch.save(state | change, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("foreign", [{"model_state_dict": {}}, torch.zeros(3), [1]])
+def test_a_foreign_file_is_no_checkpoint_of_lipprep(foreign, tmp_path):
+    torch.save(foreign, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="no checkpoint of lipprep"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_a_run_means_its_best_and_else_its_last(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        find_checkpoint(tmp_path / "r")
+    (tmp_path / "r").mkdir()
+    with pytest.raises(ValueError, match=r"neither best\.pt nor last\.pt"):
+        find_checkpoint(tmp_path / "r")
+    for name in ("last.pt", "best.pt"):
+        (tmp_path / "r" / name).touch()
+        assert find_checkpoint(tmp_path / "r").name == name
+    assert find_checkpoint(tmp_path / "r", "last.pt").name == "last.pt"
+    assert find_checkpoint(tmp_path / "r" / "last.pt").name == "last.pt"
+
+
+def test_other_labels_or_another_profile_do_not_fit(trained_run, shards):
+    checkpoint, index = load_checkpoint(trained_run / "last.pt"), load_index(shards)
+    check_fits(checkpoint, index)
+    with pytest.raises(ValueError, match=r"'up' is only in the checkpoint's, 'zig' only in the shards'"):
+        check_fits(checkpoint, dataclasses.replace(index, labels=("down", "grow", "shrink", "zig")))
+    with pytest.raises(ValueError, match="another order"):
+        check_fits(checkpoint, dataclasses.replace(index, labels=index.labels[::-1]))
+    with pytest.raises(ValueError, match=r"lrw2021.*lrw2022"):
+        check_fits(checkpoint, dataclasses.replace(index, parameters={"profile": "lrw2022"}))

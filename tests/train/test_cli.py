@@ -1,0 +1,93 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from lipprep.cli import main
+from lipprep.train import loop
+
+
+def call(*args, code: int = 0):
+    result = CliRunner().invoke(main, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help_has_an_example(command):
+    assert f"lipprep {command} " in call(command, "--help").output.split("Example")[1]
+
+
+def test_help_imports_nothing_slow():
+    code = "import sys, lipprep.train.cli; sys.exit(any(m in sys.modules for m in ('torch', 'cv2', 'av', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_train_evaluate_and_what_they_print(shards, tiny, tmp_path):
+    run = tmp_path / "run"
+    args = ["train", "--shards", shards, "--recipe", "compact", "--run", run, "--device", "cpu", *tiny]
+    out = call(*args, "max_steps=3").output
+    assert "to step 3" in out
+    assert "best validation accuracy" in out
+    assert str(run / "best.pt") in out
+    assert "not empty" in call(*args, "max_steps=3", code=1).output
+    assert "to step 4" in call(*args[:-1], "--resume", "auto", "max_steps=4").output
+
+    out = call("evaluate", run, "--shards", shards, "--device", "cpu").output
+    assert "top-1" in out
+    assert "95 % interval" in out
+    assert str(run / "evaluate-test" / "confusion.png") in out
+    figures = json.loads(call("evaluate", run, "--shards", shards, "--device", "cpu", "--json").output)
+    assert figures["clips"] == 14
+    assert "(they hold: test, train, val)" in call("evaluate", run, "--shards", shards, "--split", "x", code=1).output
+
+
+def test_bad_input_ends_in_one_line(shards, trained_run, tmp_path):
+    for args, message in [
+        (["train", "--shards", tmp_path], "has no index.json"),
+        (["train", "--shards", shards, "--recipe", "compat"], "did you mean compact"),
+        (["train", "--shards", shards, "--recipe", "compact", "epoch=1"], "did you mean epochs"),
+        (["train", "--shards", shards, "--resume", "auto"], "name it with --run"),
+        (["evaluate", tmp_path, "--shards", shards], "neither best.pt nor last.pt"),
+        (["predict", tmp_path / "v.mp4", "--checkpoint", shards / "train-0000.tar"], "damaged"),
+        (["predict", tmp_path, "--checkpoint", trained_run], "no videos"),
+    ]:
+        result = call(*args, code=1)
+        assert message in result.output
+        assert result.output.startswith("Error: ")
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(shards, tiny, tmp_path, monkeypatch):
+    original = loop._step
+
+    def pressed(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "_step", pressed)
+    args = ["train", "--shards", shards, "--recipe", "compact", "--run", tmp_path / "r", "--device", "cpu", *tiny]
+    assert f"--run {tmp_path / 'r'} --resume auto" in call(*args, code=130).output
+    assert json.loads((tmp_path / "r" / "last.json").read_text())["step"] == 1
+
+
+def test_a_bad_video_is_named_and_the_others_go_on(trained_run, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_text("not a video")
+    result = call("predict", tmp_path, "--checkpoint", trained_run, "--device", "cpu", "--json", code=1)
+    answers = json.loads(result.stdout)
+    assert [answer["video"] for answer in answers] == [str(tmp_path / n) for n in ("a.mp4", "b.mp4")]
+    assert all("not a video" in answer["error"] for answer in answers)
+
+
+def test_the_trainer_is_a_module_too(shards, tiny, tmp_path):
+    args = ["--shards", shards, "--recipe", "compact", "--run", tmp_path / "r", "--device", "cpu", *tiny]
+    command = [sys.executable, "-m", "lipprep.train", *map(str, args), "max_steps=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "to step 1" in done.stdout

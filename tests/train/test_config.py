@@ -1,0 +1,85 @@
+import pytest
+
+from lipprep.train.config import DEFAULT_RECIPE, as_plain, config_from, load_recipe, recipes, save_config
+from lipprep.train.models import build
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_loads_and_builds(name):
+    config = load_recipe(name)
+    assert config.recipe == name
+    assert sum(p.numel() for p in build(config.model, num_classes=7).parameters()) > 1e5
+
+
+def test_the_recipes_that_are_promised_are_there():
+    assert {"compact", "lrw_resnet18_mstcn", "lrw_resnet18_mstcn_prelu", "lrw_snv05x_tcn1x"} <= set(recipes())
+    assert load_recipe(DEFAULT_RECIPE).profile == "lrw2021"
+    assert load_recipe("lrw_resnet18_mstcn").profile == "lrw2022"
+
+
+def test_published_settings_are_the_defaults():
+    config = load_recipe("lrw_resnet18_mstcn")
+    assert (config.lr, config.weight_decay, config.batch_size, config.epochs) == (3e-4, 1e-2, 32, 80)
+    assert (config.augment.mixup, config.augment.flip, config.augment.crop_size) == (0.4, 0.5, 88)
+    assert (config.augment.time_mask, config.augment.variable_length) == (15, True)
+
+
+def test_overrides_are_typed_and_dotted():
+    config = load_recipe("compact", ["lr=1e-3", "augment.mixup=0.2", "model.head.dropout=0", "max_steps=7"])
+    assert (config.lr, config.augment.mixup, config.max_steps) == (1e-3, 0.2, 7)
+    assert config.model["head"]["dropout"] == 0
+    assert load_recipe("compact", ["max_steps=7", "max_steps=null"]).max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epoch=3", "did you mean epochs"),
+        ("augment.mixp=0", r"did you mean augment\.mixup"),
+        ("model.trnk=compact", r"did you mean model\.trunk"),
+        ("zzz=1", "known are"),
+        ("lr=fast", "lr"),
+        ("augment=3", "augment|Augment"),
+        ("precision=fp8", "fp32"),
+        ("lr", "key=value"),
+        ("lr=", "lr|float"),
+        ("lr=[", "YAML"),
+        ("lr=-1", "lr is -1"),
+        ("epochs=0", "epochs is 0"),
+        ("seed=-1", "seed is -1"),
+        ("warmup=1", "warmup is 1"),
+        ("augment.scale=2", "scale is 2"),
+    ],
+)
+def test_bad_overrides_are_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe("compact", [override])
+
+
+def test_an_unknown_recipe_names_a_close_one():
+    with pytest.raises(ValueError, match=r"did you mean compact\?"):
+        load_recipe("compat")
+
+
+def test_a_saved_config_is_a_recipe(tmp_path):
+    config = load_recipe("compact", ["lr=1e-3", "augment.shift=0.01"])
+    save_config(config, tmp_path / "mine.yaml")
+    again = load_recipe(str(tmp_path / "mine.yaml"))
+    assert again.recipe == "mine"
+    assert as_plain(again) == as_plain(config) | {"recipe": "mine"}
+    assert config_from(as_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n", "mapping"), ("lr: [", "YAML"), ("lr: 1\n", "model|profile"), ("epoch: 1\n", "epoch")],
+)
+def test_bad_recipe_files_are_named(tmp_path, text, message):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_missing_recipe_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no recipe file"):
+        load_recipe(str(tmp_path / "r.yaml"))

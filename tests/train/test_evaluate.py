@@ -1,0 +1,149 @@
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from lipprep.train.augment import AugmentOptions
+from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.evaluate import (
+    classify,
+    draw_confusion,
+    evaluate,
+    read_groups,
+    top_k,
+    wilson,
+    within_groups,
+    word_table,
+)
+
+
+def test_top_k_counts_the_best_and_no_more():
+    logits = np.array([[3.0, 2, 1], [3, 2, 1], [0, 0, 0]])
+    labels = np.array([0, 2, 2])
+    assert [top_k(logits, labels, k) for k in (1, 2, 3, 5)] == pytest.approx([1 / 3, 1 / 3, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("correct", "clips", "interval"),
+    # Wilson's interval, as statsmodels' proportion_confint(method="wilson") gives it
+    [(8, 10, (0.4902, 0.9433)), (0, 10, (0.0, 0.2775)), (10, 10, (0.7225, 1.0)), (880, 1000, (0.8584, 0.8987))],
+)
+def test_wilson_intervals(correct, clips, interval):
+    assert wilson(correct, clips) == pytest.approx(interval, abs=1e-4)
+
+
+def test_groups_are_read_with_spaces_or_commas(tmp_path):
+    (tmp_path / "g").write_text("blue, red\n\nat by\tin\n")
+    assert read_groups(tmp_path / "g", ["at", "blue", "by", "in", "red"]) == [["blue", "red"], ["at", "by", "in"]]
+    (tmp_path / "g").write_text("good day, bye\n")
+    assert read_groups(tmp_path / "g", ["bye", "good day"]) == [["good day", "bye"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blue rad\n", "did you mean 'red'"),
+        ("blue red\nblue at\n", "twice"),
+        ("blue\n", "two words"),
+        ("\n", "no groups"),
+    ],
+)
+def test_bad_groups_are_named(text, message, tmp_path):
+    (tmp_path / "g").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_groups(tmp_path / "g", ["at", "blue", "red"])
+
+
+def test_within_a_group_only_its_words_are_answers():
+    labels = ["a", "b", "c", "d", "e"]
+    logits = np.array([[1, 0, 9, 0, 0], [2, 1, 9, 0, 0], [0, 0, 1, 2, 0], [0, 0, 0, 0, 1]], np.float32)
+    result = within_groups(logits, np.array([0, 1, 3, 4]), labels=labels, groups=[["b", "a"], ["c", "d", "e"]])
+    assert [row["accuracy"] for row in result["groups"]] == [0.5, 1.0]
+    assert [row["chance"] for row in result["groups"]] == pytest.approx([1 / 2, 1 / 3])
+    assert (result["all_groups"]["clips"], result["all_groups"]["correct"]) == (4, 3)
+    assert result["all_groups"]["chance"] == pytest.approx((2 / 2 + 2 / 3) / 4)
+    assert within_groups(logits[:2], np.array([0, 1]), labels=labels, groups=[["c", "d"]])["all_groups"] is None
+
+
+class Brightness(torch.nn.Module):
+    """Answers with the word whose number is nearest to the clip's mean brightness, in tens."""
+
+    def forward(self, x_B1THW, lengths_B):
+        mean_B = x_B1THW.sum((1, 2, 3, 4)) / lengths_B / x_B1THW.shape[3] ** 2
+        gray_B = (mean_B * 0.165 + 0.421) * 255
+        return -(gray_B[:, None] / 10 - torch.arange(5)).abs()
+
+
+def test_every_clip_is_classified_once_whatever_it_is_padded_with():
+    levels, lengths = [0, 40, 20, 10, 30], [1, 5, 2, 3, 4]
+    video = torch.zeros(5, 5, 96, 96, dtype=torch.uint8)
+    for row, level, length in zip(video, levels, lengths, strict=True):
+        row[:length] = level
+    batch = {"video": video, "lengths": torch.tensor(lengths), "labels": torch.tensor([0, 4, 2, 1, 1])}
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 5))]
+    halves[0]["keys"], halves[1]["keys"] = ["a", "b", "c"], ["d", "e"]
+    logits, labels, keys = classify(
+        Brightness(), halves, options=AugmentOptions(), device=torch.device("cpu"), precision="fp32"
+    )
+    assert logits.argmax(1).tolist() == [0, 4, 2, 1, 3]
+    assert keys == list("abcde")
+    assert top_k(logits, labels, 1) == 0.8
+
+
+def test_the_word_table_names_what_a_word_is_taken_for():
+    table = word_table(np.array([[3, 1, 2], [0, 0, 0], [0, 0, 4]]), ["a", "b", "c"])
+    assert table[1:] == [["a", 6, 3, "0.5000", "c", 2], ["b", 0, 0, "", "", 0], ["c", 4, 4, "1.0000", "", 0]]
+
+
+def test_a_run_is_measured_and_the_tables_agree(trained_run, shards, tmp_path):
+    (tmp_path / "groups").write_text("up down\ngrow shrink\n")
+    results = evaluate(trained_run, shards=shards, groups=tmp_path / "groups", out=tmp_path / "out", device="cpu")
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["clips"] == 14
+    assert results["top1"] > 0.5
+    assert results["top5"] == 1
+    low, high = results["top1_interval95"]
+    assert 0 <= low < results["top1"] <= high <= 1
+    assert results["all_groups"]["accuracy"] >= results["top1"]
+    rows = list(csv.reader((tmp_path / "out" / "confusion.csv").read_text().splitlines()))
+    matrix = np.array([row[1:] for row in rows[1:]], int)
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == ["down", "grow", "shrink", "up"]
+    assert matrix.sum() == 14
+    assert matrix.trace() / 14 == results["top1"]
+    words = (tmp_path / "out" / "words.csv").read_text().splitlines()
+    assert sum(int(line.split(",")[2]) for line in words[1:]) == matrix.trace()
+    assert cv2.imread(str(tmp_path / "out" / "confusion.png")) is not None
+
+
+def test_the_figures_do_not_depend_on_the_batch_size(trained_run, shards, tmp_path):
+    one, many = (evaluate(trained_run, shards=shards, out=tmp_path, device="cpu", batch_size=b) for b in (1, 14))
+    assert one["top1"] == many["top1"]
+
+
+def test_validation_of_training_and_evaluation_agree(trained_run, shards):
+    results = evaluate(trained_run, shards=shards, split="val", device="cpu")
+    assert results["top1"] == load_checkpoint(trained_run / "best.pt").best
+    assert (trained_run / "evaluate-val" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"words": ("a", "down", "grow", "up")}, "'shrink' is only in"), ({"profile": "lrw2022"}, "profile lrw2021")],
+)
+def test_other_shards_are_refused(change, message, make_shards, trained_run, tmp_path):
+    words = change.get("words", ("down", "grow", "shrink", "up"))
+    shards = make_shards(tmp_path, splits={"test": [4]}, words=words, profile=change.get("profile", "lrw2021"))
+    with pytest.raises(ValueError, match=message):
+        evaluate(trained_run, shards=shards, device="cpu")
+
+
+@pytest.mark.parametrize("count", [3, 61])
+def test_confusion_matrices_are_drawn_for_few_words_and_many(count, tmp_path):
+    matrix = np.random.default_rng(0).multinomial(20, np.full(count, 1 / count), size=count)
+    draw_confusion(matrix, [rf"$\x{i}$" for i in range(count)], tmp_path / "c.png", title=r"$\b$")
+    picture = cv2.imread(str(tmp_path / "c.png"))
+    assert min(picture.shape[:2]) > 400
+    assert picture.std() > 5

@@ -1,0 +1,87 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lipprep.stages.shard.index import load_index
+from lipprep.stages.shard.reader import read_samples
+from lipprep.train.epoch import evaluation_plan, training_plan
+from lipprep.train.loader import BatchLoader, ShardBatches
+
+
+def batches_of(folder, split="train") -> ShardBatches:
+    return ShardBatches(folder, load_index(folder), split)
+
+
+def test_a_batch_holds_the_samples_of_its_places(shards):
+    batches = batches_of(shards)
+    places = np.array([[1, 3], [0, 29], [0, 0]])
+    batch = batches[places]
+    index = load_index(shards)
+    samples = [
+        read_samples(shards / f"train-000{s}.tar", index.offsets[f"train-000{s}.tar"], range(p, p + 1))[0]
+        for s, p in places.tolist()
+    ]
+    assert batch["keys"] == [s["key"] for s in samples]
+    assert batch["labels"].tolist() == [index.labels.index(s["word"]) for s in samples]
+    assert batch["lengths"].tolist() == [len(s["mouth"]) for s in samples]
+    assert batch["video"].shape == (3, max(batch["lengths"]), 96, 96)
+    for video, sample in zip(batch["video"].numpy(), samples, strict=True):
+        length = len(sample["mouth"])
+        assert np.array_equal(video[:length], sample["mouth"])
+        assert not video[length:].any()
+
+
+def test_unknown_durations_are_nan(shards):
+    durations = batches_of(shards)[np.array([[0, 0], [0, 1]])]["durations"]
+    assert durations[0] == pytest.approx(0.24)
+    assert durations[1].isnan()
+
+
+def test_workers_change_nothing(shards):
+    batches = batches_of(shards)
+    plan = training_plan(batches.counts, seed=0, epoch=0, batch_size=8)
+    alone, shared = (list(BatchLoader(batches, plan, workers=w, pin_memory=False)) for w in (0, 2))
+    assert [b["keys"] for b in alone] == [b["keys"] for b in shared]
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(alone, shared, strict=True))
+
+
+def test_a_loader_may_be_read_again(shards):
+    batches = batches_of(shards, "val")
+    loader = BatchLoader(batches, evaluation_plan(batches.counts, batch_size=4), workers=0, pin_memory=False)
+    first, second = ([key for batch in loader for key in batch["keys"]] for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 10
+
+
+def test_a_missing_split_names_those_there(shards):
+    with pytest.raises(ValueError, match=r"unseen.*test, train, val"):
+        batches_of(shards, "unseen")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_names_its_shard(shards, tmp_path, workers):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    path = folder / "train-0001.tar"
+    start = load_index(folder).offsets[path.name][5]
+    with path.open("rb+") as file:
+        file.seek(int(start) + 512)
+        file.write(bytes(200))
+    batches = batches_of(folder)
+    loader = BatchLoader(batches, [np.array([[1, 4], [1, 5]])], workers=workers, pin_memory=False)
+    with pytest.raises(ValueError, match=r"train-0001\.tar"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"labels": ["down", "grow"]}, "has label"), ({"parameters": {"profile": "lrw2021", "crop_size": 88}}, "side 88")],
+)
+def test_samples_that_do_not_fit_the_index_are_refused(make_shards, tmp_path, change, message):
+    folder = make_shards(tmp_path, splits={"train": [4]})
+    plain = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(plain | change))
+    with pytest.raises(ValueError, match=message):
+        batches_of(folder).read(np.array([[0, i] for i in range(4)]))

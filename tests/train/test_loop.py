@@ -1,0 +1,149 @@
+import json
+import math
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from lipprep.train import loop
+from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.config import load_recipe
+from lipprep.train.loop import learning_rate, train
+from lipprep.train.run import open_run
+
+
+def lines(run) -> list[dict]:
+    """The lines of a run's metrics, less the speed."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "clips_per_second"} for row in rows]
+
+
+def test_training_learns(trained_run):
+    rows = lines(trained_run)
+    losses = [row["loss"] for row in rows if "split" not in row]
+    assert [row["step"] for row in rows if "split" not in row] == list(range(1, 37))
+    assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
+    best = load_checkpoint(trained_run / "best.pt")
+    assert best.best == max(row["top1"] for row in rows if row.get("split") == "val") > 0.6
+
+
+def test_a_run_folder_holds_what_it_should(trained_run):
+    names = {path.name for path in trained_run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "last.pt", "last.json", "best.pt", "best.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    about = json.loads((trained_run / "last.json").read_text())
+    assert (about["step"], about["epoch"], about["batch"]) == (36, 6, 0)
+    assert about["labels"] == ["down", "grow", "shrink", "up"]
+    assert "model" not in about["parameters"] and about["parameters"]["profile"] == "lrw2021"
+
+
+@pytest.mark.parametrize("how", ["crash", "ctrl-c"])
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, tmp_path, monkeypatch):
+    settings = [*tiny, "max_steps=15", "save_every=4", "augment.mixup=0.4", "augment.time_mask=3"]
+    config = load_recipe("compact", settings)
+    train(config, shards=shards, run=tmp_path / "a", device="cpu")
+
+    original, run = loop._step, tmp_path / "b"
+
+    def disturbed(*args, step, **kwargs):
+        loss = original(*args, step=step, **kwargs)
+        if step == 6 and how == "crash":
+            raise RuntimeError("the machine went down")
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    monkeypatch.setattr(loop, "_step", disturbed)
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        train(config, shards=shards, run=run, device="cpu")
+    monkeypatch.undo()
+    with (run / "metrics.jsonl").open("a") as file:  # what a kill may leave behind
+        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+
+    _, config, checkpoint = open_run(run, resume="auto")
+    assert checkpoint.step == (4 if how == "crash" else 7)
+    train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+    assert lines(run) == lines(tmp_path / "a")
+    for name in ("last.pt", "best.pt"):
+        a, b = (load_checkpoint(tmp_path / r / name) for r in "ab")
+        assert all(torch.equal(a.model[key], b.model[key]) for key in a.model)
+        assert (a.step, a.epoch, a.batch, a.best) == (b.step, b.epoch, b.batch, b.best)
+
+
+def test_seeds_make_runs(shards, tiny, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        config = load_recipe("compact", [*tiny, "max_steps=2", f"seed={seed}"])
+        train(config, shards=shards, run=tmp_path / name, device="cpu")
+    assert lines(tmp_path / "a")[0]["loss"] != lines(tmp_path / "b")[0]["loss"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny, tmp_path):
+    config = load_recipe("compact", [*tiny, "lr=1e30", "warmup=0", "log_every=3"])
+    with pytest.raises(ValueError, match=r"loss of step [23] is (nan|inf)"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+
+
+def test_another_profile_than_the_recipes_is_warned_of(make_shards, tiny, tmp_path, capsys):
+    shards = make_shards(tmp_path / "shards", splits={"train": [8]}, profile="lrw2022")
+    train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=shards, run=tmp_path / "r", device="cpu")
+    out = capsys.readouterr().out
+    assert "meant for crops of profile lrw2021" in out
+    assert "no split val" in out
+    assert not (tmp_path / "r" / "best.pt").exists()
+
+
+def test_fewer_clips_than_a_batch_still_train(make_shards, tiny, tmp_path):
+    shards = make_shards(tmp_path / "shards", splits={"train": [2, 1], "val": [1]})
+    outcome = train(load_recipe("compact", [*tiny, "epochs=2"]), shards=shards, run=tmp_path / "r", device="cpu")
+    assert outcome.steps == 2
+    assert outcome.best in (0.0, 1.0)
+    assert (tmp_path / "r" / "best.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=9", "seed=1, not 9"),
+        ("batch_size=4", "batch_size"),
+        ("model.head.channels=64", "model="),
+        ("lr=1", "36 steps"),
+    ],
+)
+def test_what_cannot_change_on_the_way_is_refused(override, message, trained_run, shards, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    _, config, checkpoint = open_run(run, overrides=[override], resume="auto")
+    with pytest.raises(ValueError, match=message):
+        train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+
+
+def test_other_shards_are_refused_on_resuming(make_shards, trained_run, tmp_path):
+    shards = make_shards(tmp_path / "shards", splits={"train": [48]}, seed=5)
+    _, config, checkpoint = open_run(tmp_path / "r", overrides=["epochs=9"], resume=str(trained_run))
+    with pytest.raises(ValueError, match="made anew"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu", resume=checkpoint)
+
+
+def test_shards_without_an_index_are_refused(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"lipprep shards"):
+        train(load_recipe("compact", tiny), shards=tmp_path, run=tmp_path / "r", device="cpu")
+
+
+def test_an_unknown_device_is_refused(shards, tiny, tmp_path):
+    for device in ("tpu", "cuda:99"):
+        with pytest.raises(ValueError, match="device"):
+            train(load_recipe("compact", tiny), shards=shards, run=tmp_path / "r", device=device)
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    config = load_recipe("compact", ["lr=1", "warmup=0.1"])
+    rates = [learning_rate(step, total=100, config=config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 1e-3
+    published = load_recipe("lrw_resnet18_mstcn")
+    assert learning_rate(0, total=80, config=published) == published.lr
+    assert learning_rate(20, total=80, config=published) == pytest.approx(published.lr * (1 + math.sqrt(0.5)) / 2)

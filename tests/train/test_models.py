@@ -1,0 +1,223 @@
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lipprep.train.models import build
+from lipprep.train.models.tcn import conv_norm, same_conv
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+CONFIGS = {
+    "lrw_resnet18_mstcn_prelu": {"trunk": "resnet18", "activation": "prelu", "head": {"name": "mstcn"}},
+    "lrw_snv05x_tcn1x": {
+        "trunk": "shufflenetv2",
+        "width_mult": 0.5,
+        "activation": "prelu",
+        "head": {"name": "tcn", "kernel_size": 3, "num_layers": 4, "channels": 256, "dropout": 0.2},
+    },
+}
+COMPACT = {"trunk": "compact", "activation": "relu", "head": {"name": "compact"}}
+
+
+def published_weights(name: str) -> dict[str, torch.Tensor]:
+    """Small tensors as stored, large ones drawn from a generator seeded with their name."""
+    tensors = json.loads((GOLDEN / f"{name}.json").read_text())["tensors"]
+    stored = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+    weights = {}
+    for key, tensor in tensors.items():
+        source, shape = tensor.get("alias_of", key), tensor["shape"]
+        if len(shape) < 2:
+            weights[key] = torch.from_numpy(stored[f"w/{source}"])
+        else:
+            rng = np.random.default_rng(zlib.crc32(source.encode()))
+            drawn = rng.standard_normal(shape, dtype=np.float32)
+            weights[key] = torch.from_numpy(drawn * np.float32(math.sqrt(2 / math.prod(shape[1:]))))
+    return weights
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_published_checkpoint_loads_and_gives_the_published_output(name):
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    model = build(CONFIGS[name], 500).eval()
+    state = model.state_dict()
+    assert list(state) == list(golden["tensors"])
+    first_of = {}
+    for key, tensor in golden["tensors"].items():
+        assert list(state[key].shape) == tensor["shape"]
+        assert str(state[key].dtype) == f"torch.{tensor['dtype']}"
+        owner = first_of.setdefault(state[key].data_ptr(), key)
+        assert tensor.get("alias_of", key) == owner
+    assert sum(p.numel() for p in model.parameters()) == golden["parameters"]
+
+    model.load_state_dict(published_weights(name), strict=True)
+    video = np.load(GOLDEN / "input.npz", allow_pickle=False)["video"]
+    x = ((torch.from_numpy(video).float() / 255 - 0.421) / 0.165)[:, None]
+    x[1, :, golden["lengths"][1] :] = 0
+    lengths = torch.tensor(golden["lengths"])
+    expected = np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
+    with torch.inference_mode():
+        features = model.extract_features(x, lengths)
+        logits = model.tcn(features, lengths)
+    np.testing.assert_allclose(features, expected["features"].astype(np.float32), rtol=0, atol=1e-2)
+    np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-3)
+
+
+def test_swish_network_has_the_published_size():
+    model = build({"trunk": "resnet18", "activation": "swish", "head": {"name": "mstcn"}}, 500)
+    assert sum(p.numel() for p in model.parameters()) == 36_361_396
+    assert len(model.state_dict()) == 298
+
+
+def test_initialisation_follows_the_fan():
+    model = build(CONFIGS["lrw_snv05x_tcn1x"], 500)
+    stem = model.frontend3D[0].weight
+    assert stem.shape == (24, 1, 5, 7, 7)
+    assert stem.std().item() == pytest.approx(math.sqrt(2 / (5 * 7 * 7 * 24)), rel=0.05)
+    output = model.tcn.tcn_output.weight
+    assert output.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.05)
+
+
+def test_training_statistics_include_the_padded_frames_as_published():
+    torch.manual_seed(0)
+    conv, norm, x = same_conv(3, 4, 5, dilation=2), nn.BatchNorm1d(4), torch.randn(2, 3, 9)
+    wide = nn.functional.conv1d(x, conv.weight, conv.bias, padding=8, dilation=2)
+    reference = nn.BatchNorm1d(4)
+    expected = reference(wide)[:, :, 4:-4]
+    torch.testing.assert_close(conv_norm(conv, norm, x), expected)
+    torch.testing.assert_close(norm.running_mean, reference.running_mean)
+    torch.testing.assert_close(norm.running_var, reference.running_var)
+    norm.eval(), reference.eval()
+    torch.testing.assert_close(conv_norm(conv, norm, x), reference(wide)[:, :, 4:-4])
+
+
+def clips(batch_size, num_frames, size=32, seed=0):
+    return torch.randn(batch_size, 1, num_frames, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def settle(model):
+    """Give batch norm the statistics of real activations and some bias, so that a leak shows."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.normal_(module.bias, std=0.3, generator=generator)
+    with torch.no_grad():
+        model.train()(clips(4, 9, seed=5), torch.tensor([9, 9, 7, 5]))
+    return model
+
+
+SMALL_HEADS = [
+    {"name": "mstcn", "channels": 8, "num_layers": 2},
+    {"name": "tcn", "channels": 8, "num_layers": 2},
+    {"name": "compact", "channels": 8, "num_layers": 2},
+]
+
+
+@pytest.mark.parametrize("head", SMALL_HEADS, ids=lambda head: head["name"])
+@pytest.mark.parametrize("trunk", ["resnet18", "shufflenetv2", "compact"])
+def test_any_trunk_goes_with_any_head(trunk, head):
+    config = {"trunk": trunk, "activation": "swish", "boundary": True, "head": head}
+    model = build(config, 7)
+    lengths, boundary = torch.tensor([4, 2]), torch.zeros(2, 4, 1)
+    features = model.extract_features(clips(2, 4), lengths, boundary)
+    assert features.shape[:2] == (2, 4)
+    logits = model(clips(2, 4), lengths, boundary)
+    assert logits.shape == (2, 7)
+    nn.functional.cross_entropy(logits, torch.tensor([3, 5])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert model.frontend3D.get_submodule("0" if trunk != "compact" else "conv").weight.grad.abs().sum() > 0
+    one_frame = model.eval()(clips(1, 1), torch.tensor([1]), torch.ones(1, 1, 1))
+    assert torch.isfinite(one_frame).all()
+
+
+@pytest.mark.parametrize("trunk", ["resnet18", "shufflenetv2"])
+def test_published_networks_pool_over_valid_frames_only(trunk):
+    # Kernels of one frame: padding can leak through the stem alone, which reaches two frames.
+    head = {"name": "mstcn", "kernel_sizes": [1], "channels": 8, "num_layers": 2}
+    model = settle(build({"trunk": trunk, "activation": "prelu", "head": head}, 7)).eval()
+    x, lengths = clips(2, 9), torch.tensor([9, 4])
+    changed = x.clone()
+    changed[1, :, 6:] = 5.0
+    with torch.inference_mode():
+        logits, after = model(x, lengths), model(changed, lengths)
+        torch.testing.assert_close(logits, after, rtol=0, atol=1e-5)
+        changed[1, :, 5] = 5.0
+        assert (logits - model(changed, lengths))[1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compact_ignores_padding_and_its_amount(training):
+    torch.manual_seed(0)
+    model = settle(build(COMPACT | {"head": {"name": "compact", "dropout": 0.0}}, 7)).train(training)
+    x, lengths = clips(3, 9), torch.tensor([9, 5, 1])
+    longer = torch.full((3, 1, 14, 32, 32), 7.0)
+    for clip, length in enumerate(lengths):
+        longer[clip, :, :length] = x[clip, :, :length]
+    logits, after = model(x, lengths), model(longer, lengths)
+    torch.testing.assert_close(logits, after, rtol=0, atol=1e-4)
+    features = model.extract_features(longer, lengths)
+    for clip, length in enumerate(lengths):
+        assert features[clip, :length].any(1).all() and not features[clip, length:].any()
+    if not training:
+        for clip, length in enumerate(lengths):
+            alone = model(x[clip : clip + 1, :, :length], lengths[clip : clip + 1])
+            torch.testing.assert_close(logits[clip : clip + 1], alone, rtol=0, atol=1e-4)
+
+
+def test_compact_is_small_and_starts_to_learn_at_once():
+    torch.manual_seed(0)
+    model = build(COMPACT, 4)
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    labels = torch.arange(8) % 4
+    patterns = clips(4, 6, seed=2)
+    x = patterns[labels] + 0.5 * clips(8, 6, seed=3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    lengths = torch.tensor([6, 5] * 4)
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(x, lengths), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5 * math.log(4)
+
+
+def test_only_a_network_built_for_boundaries_takes_them():
+    head = SMALL_HEADS[2]
+    without, with_boundary = (build(COMPACT | {"boundary": b, "head": head}, 7).eval() for b in (False, True))
+    x, lengths, boundary = clips(1, 4), torch.tensor([4]), torch.tensor([0.0, 1, 1, 0])[None, :, None]
+    with pytest.raises(ValueError, match="boundary"):
+        without(x, lengths, boundary)
+    with pytest.raises(ValueError, match="boundary"):
+        with_boundary(x, lengths)
+    assert torch.equal(with_boundary.extract_features(x, lengths, boundary)[:, :, -1:], boundary)
+
+
+@pytest.mark.parametrize(
+    ("changed", "known"),
+    [
+        ({"trunk": "vgg"}, "resnet18, shufflenetv2, compact"),
+        ({"activation": "gelu"}, "prelu, relu, swish"),
+        ({"head": {"name": "lstm"}}, "mstcn, tcn, compact"),
+        ({"head": {"name": "tcn", "kernel_sizes": [3]}}, "channels, dropout, kernel_size, num_layers"),
+        ({"head": {"name": "mstcn", "kernel_sizes": [3, 4]}}, "odd"),
+        ({"trunk": "shufflenetv2", "width_mult": 0.7}, "0.5, 1.0, 1.5, 2.0"),
+        ({"width_mult": 0.5}, "1.0"),
+        ({"stem": "conv3d"}, "activation, boundary, head, trunk, width_mult"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_what_is_known(changed, known):
+    with pytest.raises(ValueError, match=known):
+        build({"trunk": "resnet18", "activation": "prelu", "head": {"name": "mstcn"}} | changed, 5)
+
+
+@pytest.mark.parametrize("missing", ["trunk", "activation", "head"])
+def test_what_is_required_is_named(missing):
+    config = {key: value for key, value in COMPACT.items() if key != missing}
+    with pytest.raises(ValueError, match=missing):
+        build(config, 5)

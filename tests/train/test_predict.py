@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from skimage import data
+
+from lipprep.stages.failures import ClipFailure
+from lipprep.train.predict import centre_frames, find_videos, load_reader
+
+
+def write_video(path: Path, frames: list[np.ndarray], *, fps: int = 25) -> Path:
+    """Frames (H, W, 3) uint8 as H.264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    return np.ascontiguousarray(data.astronaut()[0:256, 96:352])
+
+
+@pytest.fixture(scope="module")
+def reader(trained_run):
+    return load_reader(trained_run, device="cpu")
+
+
+@pytest.mark.parametrize("count", [29, 3])
+def test_a_face_gets_words_and_probabilities(count, reader, face, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [face] * count)
+    words = reader.read(video, count=9)
+    assert sorted(word for word, _ in words) == ["down", "grow", "shrink", "up"]
+    probabilities = [p for _, p in words]
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert reader.read(video, count=2) == words[:2]
+
+
+@pytest.mark.parametrize(("fps", "length"), [(25, 60), (50, 121), (25, 20), (12, 30)])
+def test_the_window_is_the_middle_in_time(fps, length, tmp_path):
+    # each frame is as bright as its time
+    frames = [np.full((64, 64, 3), 40 + 150 * i // length, np.uint8) for i in range(length)]
+    taken = centre_frames(write_video(tmp_path / "v.mp4", frames, fps=fps), fps=25.0, num_frames=29)
+    seconds = length / fps
+    assert len(taken) == min(29, round(seconds * 25))
+    times = np.array([(frame.mean() - 40) / 150 * seconds for frame in taken])
+    assert times.mean() == pytest.approx(seconds / 2, abs=0.1)
+    assert times[-1] - times[0] == pytest.approx(len(taken) / 25, abs=0.15)
+
+
+def test_what_cannot_be_read_says_why(reader, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 60, (128, 128, 3), np.uint8)
+    with pytest.raises(ClipFailure, match="face"):
+        reader.read(write_video(tmp_path / "noise.mp4", [noise] * 5), count=1)
+    (tmp_path / "text.mp4").write_text("not a video")
+    for name in ("text.mp4", "nowhere.mp4"):
+        with pytest.raises(ClipFailure, match=name):
+            reader.read(tmp_path / name, count=1)
+
+
+def test_folders_stand_for_the_videos_below_them(tmp_path):
+    for name in ("b/2.MP4", "b/1.mpg", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_videos([tmp_path / "x.bin", tmp_path])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["x.bin", "b/1.mpg", "b/2.MP4"]
+    with pytest.raises(ValueError, match="no videos"):
+        (tmp_path / "empty").mkdir()
+        find_videos([tmp_path / "empty"])

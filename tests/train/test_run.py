@@ -1,0 +1,49 @@
+import shutil
+
+import pytest
+
+from lipprep.train.run import open_run
+
+
+def test_a_new_run_has_a_dated_folder():
+    run, config, checkpoint = open_run(None, recipe="compact", overrides=["epochs=2"])
+    assert run.parent.name == "runs"
+    assert run.name.endswith("-compact")
+    assert (config.epochs, checkpoint) == (2, None)
+
+
+def test_a_folder_with_something_in_it_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="--resume auto"):
+        open_run(tmp_path)
+    with pytest.raises(ValueError, match="no run folder"):
+        open_run(tmp_path, resume="auto")
+
+
+def test_auto_starts_a_run_that_saved_nothing_yet(tmp_path):
+    assert open_run(tmp_path / "r", resume="auto")[2] is None
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.jsonl").touch()
+    assert open_run(tmp_path, recipe="compact", resume="auto")[2] is None
+    with pytest.raises(ValueError, match="--run"):
+        open_run(None, resume="auto")
+
+
+def test_a_resumed_run_keeps_its_config(trained_run):
+    run, config, checkpoint = open_run(trained_run, overrides=["epochs=9"], resume="auto")
+    assert (run, checkpoint.step) == (trained_run, 36)
+    assert (config.recipe, config.epochs, config.batch_size) == ("compact", 9, 8)
+    assert open_run(trained_run, recipe="compact", resume="auto")[1].batch_size == 8
+    with pytest.raises(ValueError, match="recipe compact, not lrw_snv05x_tcn1x"):
+        open_run(trained_run, recipe="lrw_snv05x_tcn1x", resume="auto")
+
+
+def test_a_run_may_go_on_from_a_path(trained_run, tmp_path):
+    assert open_run(None, resume=str(trained_run / "best.pt"))[0] == trained_run
+    run, _, checkpoint = open_run(tmp_path / "fork", resume=str(trained_run))
+    assert (run.name, checkpoint.step) == ("fork", 36)
+    other = shutil.copytree(trained_run, tmp_path / "other")
+    with pytest.raises(ValueError, match="not empty"):
+        open_run(other, resume=str(trained_run))
+    with pytest.raises(ValueError, match="does not exist"):
+        open_run(None, resume=str(tmp_path / "nowhere"))

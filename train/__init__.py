@@ -1,0 +1,1 @@
+"""The trainer: shards in, a lip reader out."""

@@ -1,0 +1,183 @@
+"""The commands train, evaluate and predict. What is slow to import is imported when a command runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+SHARDS = click.option(
+    "--shards",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder with the shards and their index.json.",
+)
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if any."
+)
+
+
+class Command(click.Command):
+    """A command whose bad input ends in one line, not in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.command(cls=Command)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@SHARDS
+@click.option("--recipe", metavar="NAME", help="A recipe's name, or FILE.yaml. Default: lrw_resnet18_mstcn_prelu.")
+@click.option(
+    "--run",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where config, metrics and checkpoints go. Default: runs/DATE-RECIPE.",
+)
+@DEVICE
+@click.option("--resume", metavar="auto|PATH", help="Go on where --run stopped, or from a run or a checkpoint file.")
+def train(
+    overrides: tuple[str, ...],
+    shards: Path,
+    recipe: str | None,
+    run: Path | None,
+    device: str,
+    resume: str | None,
+) -> None:
+    """Train a lip reader from shards.
+
+    KEY=VALUE replaces settings of the recipe; the run's config.yaml lists them all. Training with
+    --resume auto goes on after a crash or Ctrl-C as if nothing had happened, and starts where there is
+    nothing to go on from.
+
+    \b
+    Examples:
+      lipprep train --shards shards/
+      lipprep train --shards shards/ --recipe compact --run runs/small epochs=20 lr=1e-3
+      lipprep train --shards shards/ --run runs/small --resume auto
+    """
+    from lipprep.train.loop import train as run_training
+    from lipprep.train.run import open_run
+
+    folder, config, checkpoint = open_run(run, recipe=recipe, overrides=overrides, resume=resume)
+    if resume == "auto" and checkpoint is None:
+        click.echo(f"nothing to resume in {folder}: starting from the beginning")
+    try:
+        outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint)
+    except KeyboardInterrupt:
+        click.echo(f"\nInterrupted. Go on with: lipprep train --shards {shards} --run {folder} --resume auto", err=True)
+        sys.exit(130)
+    click.echo(f"trained to step {outcome.steps} in {outcome.seconds / 60:.1f} minutes")
+    if outcome.best is not None:
+        click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")
+    for path in outcome.files:
+        click.echo(path)
+
+
+@click.command(cls=Command)
+@click.argument("run", type=click.Path(path_type=Path))
+@SHARDS
+@click.option("--split", default="test", show_default=True, help="train, val, test or unseen.")
+@click.option(
+    "--groups",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Groups of words, one a line: also report accuracy where the word's group is known.",
+)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/evaluate-SPLIT.")
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(1), help="Clips at once. Default: the run's batch size.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def evaluate(
+    run: Path,
+    shards: Path,
+    split: str,
+    groups: Path | None,
+    out: Path | None,
+    device: str,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
+    """Measure a trained lip reader on a split of the shards.
+
+    RUN is a run folder (its best.pt) or a checkpoint file. Prints top-1 with its 95 % interval and top-5,
+    and writes a table of the words and the confusion matrix (CSV and PNG).
+
+    \b
+    Examples:
+      lipprep evaluate runs/small --shards shards/
+      lipprep evaluate runs/small --shards shards/ --split unseen --groups groups.txt --json
+    """
+    from lipprep.train.evaluate import evaluate as measure
+
+    results = measure(run, shards=shards, split=split, groups=groups, out=out, device=device, batch_size=batch_size)
+    if as_json:
+        click.echo(json.dumps(results, indent=1))
+        return
+    click.echo(f"{results['checkpoint']}, step {results['step']}; split {split}, {results['words']} words")
+    click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
+    click.echo(f"top-5 {_percent(results['top5'])}")
+    if groups:
+        click.echo("within the word's group:")
+        overall = results["all_groups"]
+        rows = [(" ".join(row["words"]), row) for row in results["groups"]]
+        for name, row in [*rows, ("all groups", overall)] if overall else []:
+            figures = f"{_percent(row['accuracy'], row['interval95'])}, {row['clips']} clips"
+            click.echo(f"  {name}: {figures}, chance {_percent(row['chance'])}")
+    for path in results["files"]:
+        click.echo(path)
+
+
+@click.command(cls=Command)
+@click.argument("videos", nargs=-1, required=True, metavar="VIDEO...", type=click.Path(path_type=Path))
+@click.option(
+    "--checkpoint",
+    required=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="A run folder (its best.pt) or a checkpoint file.",
+)
+@click.option("-k", "count", default=5, show_default=True, type=click.IntRange(1), help="How many words to list.")
+@DEVICE
+@click.option("--json", "as_json", is_flag=True, help="Print the words as JSON.")
+def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str, as_json: bool) -> None:
+    """Read the word in any video.
+
+    Takes videos of any size and frame rate, and folders of them. The largest, most central face is read, in
+    the middle 29 frames at 25 fps.
+
+    \b
+    Examples:
+      lipprep predict me.mp4 --checkpoint runs/small
+      lipprep predict recordings/ --checkpoint runs/small -k 3 --json
+    """
+    from lipprep.train.predict import find_videos, load_reader
+
+    reader = load_reader(checkpoint, device=device)
+    answers, failed = [], False
+    for video in find_videos(videos):
+        try:
+            words = reader.read(video, count=count)
+        except (ValueError, OSError) as error:
+            failed = True
+            answers.append({"video": str(video), "error": str(error)})
+            click.echo(f"{video}: {error}", err=True)
+            continue
+        answers.append({"video": str(video), "words": [{"word": w, "probability": p} for w, p in words]})
+        if not as_json:
+            click.echo(video)
+            for word, probability in words:
+                click.echo(f"  {100 * probability:5.1f} %  {word}")
+    if as_json:
+        click.echo(json.dumps(answers, indent=1))
+    if failed:
+        sys.exit(1)
+
+
+def _percent(part: float, interval: list[float] | None = None) -> str:
+    text = f"{100 * part:.1f} %"
+    return f"{text} (95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else text

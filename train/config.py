@@ -1,0 +1,131 @@
+"""What a training run is made of: recipes, overrides on the command line, and the types of both."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lipprep.stages.atomic import write_text
+from lipprep.train.augment import AugmentOptions
+
+DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A resolved recipe. The defaults are those of the published LRW trainers (AdamW, cosine, 80 epochs).
+
+    `model` is what `lipprep.train.models.build` takes. `profile` names the alignment that the recipe is
+    meant for. `warmup` is the part of all steps in which the rate rises linearly; from there it falls as a
+    cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
+    `save_every` counts steps; without it, last.pt is saved after every epoch only. `workers` are processes
+    that read and decode; without it, the device and the number of cores decide. `precision` auto is bf16
+    autocast on CUDA and fp32 elsewhere.
+    """
+
+    recipe: str
+    profile: str
+    model: dict[str, Any]
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    seed: int = 1
+    epochs: int = 80
+    max_steps: int | None = None
+    batch_size: int = 32
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    warmup: float = 0.0
+    label_smoothing: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int | None = None
+    log_every: int = 20
+    save_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch_size", "log_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        for name in ("seed", "workers", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}, it must not be negative")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, it must be greater than 0")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
+
+
+def recipes() -> list[str]:
+    """The names of the recipes that come with lipprep."""
+    return sorted(p.name[:-5] for p in resources.files("lipprep.train.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The recipe of a name or a FILE.yaml, with `key=value` overrides (dotted keys, YAML values) on top.
+
+    Raises ValueError where there is no such recipe, or a key or value does not fit.
+    """
+    if recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        name = path.stem
+        if not path.is_file():
+            raise ValueError(f"there is no recipe file {path}")
+    else:
+        path = resources.files("lipprep.train.recipes") / f"{recipe}.yaml"
+        name = recipe
+        if recipe not in recipes():
+            close = difflib.get_close_matches(recipe, recipes(), n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"there is no recipe {recipe!r}: {hint}(recipes: {', '.join(recipes())}, or a FILE.yaml)")
+    try:
+        plain = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {recipe} is no readable YAML: {error}") from error
+    if not OmegaConf.is_dict(plain):
+        raise ValueError(f"recipe {recipe} is no mapping of settings")
+    return config_from({**OmegaConf.to_container(plain, resolve=False), "recipe": name}, overrides)
+
+
+def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
+    """The Config of plain containers (a recipe's, a checkpoint's), with overrides on top. Raises ValueError."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(plain)))
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals:
+                raise ValueError(f"{override!r} is no override: write key=value, as in lr=1e-3")
+            known = list(_keys(OmegaConf.to_container(config)))
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=3)
+                hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
+                raise ValueError(f"there is no setting {key!r}: {hint}")
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
+    except YAMLError as error:
+        raise ValueError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
+
+
+def as_plain(config: Config) -> dict:
+    """The config as dictionaries, lists, strings and numbers."""
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the config as YAML that `load_recipe` reads again."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _keys(tree: Mapping, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")

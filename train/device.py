@@ -1,0 +1,70 @@
+"""Where a model runs, and in which precision."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+
+import joblib
+import torch
+from torch import nn
+
+from lipprep.train.checkpoint import Checkpoint
+from lipprep.train.models import build
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; auto is CUDA, else MPS, else the CPU, with all its cores.
+
+    Raises ValueError where there is no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"device {name} is not available here: use --device auto or cpu")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(joblib.cpu_count())  # by itself, torch leaves half of a virtual machine's idle
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """The context to run a model in: bf16 where asked for, and by `auto` on CUDA."""
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to its device, its 2D convolutions in the channels-last order that they run faster in."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
+def new_model(config: Mapping, *, num_classes: int) -> nn.Module:
+    """Build the model of a config; ValueError where the config is of a form that no model has."""
+    try:
+        return build(config, num_classes=num_classes)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the settings model.* are of a wrong form: {error}") from error
+
+
+def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """The model of a checkpoint, in evaluation mode. Raises ValueError where config and weights disagree."""
+    model = new_model(checkpoint.config.get("model", {}), num_classes=len(checkpoint.labels))
+    load_weights(model, checkpoint)
+    return place(model, device).eval()
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a model of the same form; ValueError where the forms differ."""
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"the checkpoint's weights do not fit the model of its config: {reason}") from error

@@ -1,0 +1,48 @@
+"""The epoch as a plan: which samples make up which batch, known before anything is read.
+
+A place is a pair (shard, position in the shard). Blocks of neighbouring samples are permuted over all
+shards, then samples are permuted inside a window of blocks: a shuffle that needs no buffer at run time, and
+whose reads stay near each other while a window lasts. Because the plan is a list, training goes on at batch
+k by starting there, and any number of processes may read parts of it without changing it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BLOCK = 16  # neighbouring samples: about 1 MB of JPEG strips
+WINDOW = 64  # blocks that are mixed with one another: 1,024 samples
+
+
+def places(counts: Sequence[int]) -> np.ndarray:
+    """All places of shards with `counts` samples, in order, (samples, 2) int64."""
+    counts = np.asarray(counts, np.int64)
+    # starts: (shards,), the number of samples before each shard
+    starts = np.cumsum(counts) - counts
+    shard = np.repeat(np.arange(len(counts)), counts)
+    return np.stack([shard, np.arange(len(shard)) - starts[shard]], axis=1)
+
+
+def training_plan(counts: Sequence[int], *, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
+    """The batches of one epoch of training, each (batch_size, 2) int64 of places.
+
+    A pure function of its arguments. The samples that fill no whole batch are left out, others in every
+    epoch; where there are fewer samples than one batch takes, all of them make one smaller batch.
+    """
+    random = np.random.Generator(np.random.PCG64([seed, epoch]))
+    ordered = places(counts)
+    if len(ordered) < batch_size:
+        return [random.permutation(ordered)] if len(ordered) else []
+    # block: (samples,), the block a sample belongs to; none reaches over the end of a shard
+    blocks_before = np.cumsum([0, *(-(-np.asarray(counts, np.int64) // BLOCK))])
+    block = blocks_before[ordered[:, 0]] + ordered[:, 1] // BLOCK
+    window = random.permutation(blocks_before[-1])[block] // WINDOW
+    shuffled = ordered[np.lexsort((random.random(len(ordered)), window))]
+    whole = len(shuffled) - len(shuffled) % batch_size
+    return np.split(shuffled[:whole], whole // batch_size)
+
+
+def evaluation_plan(counts: Sequence[int], *, batch_size: int) -> list[np.ndarray]:
+    """All samples once, in order, in batches of `batch_size` and a last one of what remains."""
+    ordered = places(counts)
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]

@@ -1,0 +1,240 @@
+"""How well a model reads a split: accuracies with their intervals, tables, and the confusion matrix.
+
+Shapes: N clips, C words (classes), T frames, S side of a crop in pixels.
+"""
+
+import csv
+import difflib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.shard.index import load_index
+from lipprep.train.augment import AugmentOptions, eval_batch
+from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
+from lipprep.train.config import config_from
+from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.epoch import evaluation_plan
+from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
+
+Z95 = 1.959964  # the two-sided 95 % point of the normal distribution
+
+
+def classify(
+    model: torch.nn.Module,
+    loader: Iterable[dict],
+    *,
+    options: AugmentOptions,
+    device: torch.device,
+    precision: str,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The model's answer to each clip once: logits (N, C) float32, labels (N,) int64, and the clips' keys."""
+    logits, labels, keys = [], [], []
+    model.eval()
+    with torch.inference_mode():
+        for batch in loader:
+            x_B1TSS = eval_batch(batch["video"].to(device, non_blocking=True), batch["lengths"], options)
+            with autocast(device, precision):
+                logits.append(model(x_B1TSS, batch["lengths"].to(device, non_blocking=True)).float())
+            labels.append(batch["labels"])
+            keys += batch["keys"]
+    return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), keys
+
+
+def top_k(logits_NC: np.ndarray, labels_N: np.ndarray, k: int) -> float:
+    """The part of the clips whose word is among the k likeliest."""
+    best_Nk = np.argsort(-logits_NC, axis=1, kind="stable")[:, :k]
+    return float((best_Nk == labels_N[:, None]).any(axis=1).mean())
+
+
+def wilson(correct: int, clips: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (E. B. Wilson, 1927); it takes the clips to be independent."""
+    p, spread = correct / clips, Z95**2 / clips
+    middle = (p + spread / 2) / (1 + spread)
+    half = Z95 * math.sqrt(p * (1 - p) / clips + spread / clips / 4) / (1 + spread)
+    return middle - half if correct else 0.0, middle + half if correct < clips else 1.0
+
+
+def read_groups(path: Path, labels: Sequence[str]) -> list[list[str]]:
+    """Groups of words, one a line, the words separated by spaces or commas; labels with spaces by commas.
+
+    Raises ValueError where a word is no label or stands in two groups, or a group has fewer than two words.
+    """
+    groups: list[list[str]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = [w.strip() for w in line.split(",")]
+        if not all(w in labels for w in words):
+            words = re.split(r"[\s,]+", line.strip())
+        words = [w for w in words if w]
+        if not words:
+            continue
+        for word in words:
+            if word not in labels:
+                close = difflib.get_close_matches(word, labels, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise ValueError(f"{path}, line {number}: {word!r} is none of the model's {len(labels)} words{hint}")
+            if any(word in group for group in groups) or words.count(word) > 1:
+                raise ValueError(f"{path}, line {number}: {word!r} stands there twice; a word has one group")
+        if len(words) < 2:
+            raise ValueError(f"{path}, line {number}: a group needs at least two words to choose from")
+        groups.append(words)
+    if not groups:
+        raise ValueError(f"{path} holds no groups: write one a line, as in `blue red white green`")
+    return groups
+
+
+def within_groups(
+    logits_NC: np.ndarray, labels_N: np.ndarray, *, labels: Sequence[str], groups: Sequence[Sequence[str]]
+) -> dict:
+    """Accuracy where the word's group is given away: the likeliest word of the group alone counts.
+
+    Groups whose words no clip says are left out. `chance` is that of a guess inside the group.
+    """
+    places = {word: i for i, word in enumerate(labels)}
+    rows = []
+    for words in groups:
+        columns = np.array([places[word] for word in words])
+        inside_N = np.isin(labels_N, columns)
+        clips = int(inside_N.sum())
+        if clips:
+            answers = columns[np.argmax(logits_NC[inside_N][:, columns], axis=1)]
+            correct = int((answers == labels_N[inside_N]).sum())
+            rows.append({"words": list(words), **_proportion(correct, clips), "chance": 1 / len(words)})
+    clips = sum(row["clips"] for row in rows)
+    if not clips:
+        return {"groups": [], "all_groups": None}
+    chance = sum(row["chance"] * row["clips"] for row in rows) / clips
+    return {
+        "groups": rows,
+        "all_groups": {**_proportion(sum(row["correct"] for row in rows), clips), "chance": chance},
+    }
+
+
+def evaluate(
+    run: Path,
+    *,
+    shards: Path,
+    split: str = "test",
+    groups: Path | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+) -> dict:
+    """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
+
+    Returns what results.json there holds. Raises ValueError where the checkpoint is none, or is of another
+    label set or alignment profile than the shards.
+    """
+    path = find_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    index = load_index(shards)
+    check_fits(checkpoint, index)
+    config = config_from(checkpoint.config)
+    batches = ShardBatches(shards, index, split)
+    wanted = read_groups(groups, index.labels) if groups else None
+    where = choose_device(device)
+    model = load_model(checkpoint, where)
+    plan = evaluation_plan(batches.counts, batch_size=batch_size or config.batch_size)
+    workers = default_workers(where) if config.workers is None else config.workers
+    loader = BatchLoader(batches, plan, workers=workers, pin_memory=where.type == "cuda")
+    logits_NC, labels_N, _ = classify(model, loader, options=config.augment, device=where, precision=config.precision)
+
+    confusion_CC = np.zeros((len(index.labels),) * 2, np.int64)  # rows: the word, columns: the answer
+    np.add.at(confusion_CC, (labels_N, np.argmax(logits_NC, axis=1)), 1)
+    correct = int(np.trace(confusion_CC))
+    folder = Path(out) if out else path.parent / f"evaluate-{split}"
+    results = {
+        "checkpoint": str(path),
+        "step": checkpoint.step,
+        "recipe": config.recipe,
+        "dataset": index.dataset,
+        "split": split,
+        "words": len(index.labels),
+        "clips": len(labels_N),
+        "top1": correct / len(labels_N),
+        "top1_interval95": list(wilson(correct, len(labels_N))),
+        "top5": top_k(logits_NC, labels_N, 5),
+    }
+    if wanted:
+        results |= within_groups(logits_NC, labels_N, labels=index.labels, groups=wanted)
+    names = ("results.json", "words.csv", "confusion.csv", "confusion.png")
+    results["files"] = [str(folder / name) for name in names]
+    matrix = [["", *index.labels]]
+    matrix += [[word, *row] for word, row in zip(index.labels, confusion_CC.tolist(), strict=True)]
+    write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(folder / "words.csv", _csv(word_table(confusion_CC, index.labels)))
+    write_text(folder / "confusion.csv", _csv(matrix))
+    draw_confusion(confusion_CC, index.labels, folder / "confusion.png", title=f"{index.dataset}, {split}")
+    return results
+
+
+def word_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> list[list]:
+    """A row a word: its clips, how many were read, and the word it was taken for most often."""
+    rows: list[list] = [["word", "clips", "correct", "accuracy", "taken_for", "times"]]
+    for i, word in enumerate(labels):
+        clips, correct = int(confusion_CC[i].sum()), int(confusion_CC[i, i])
+        wrong = np.where(np.arange(len(labels)) == i, 0, confusion_CC[i])
+        other, times = int(wrong.argmax()), int(wrong.max())
+        accuracy = f"{correct / clips:.4f}" if clips else ""
+        rows.append([word, clips, correct, accuracy, labels[other] if times else "", times])
+    return rows
+
+
+def draw_confusion(confusion_CC: np.ndarray, labels: Sequence[str], path: Path, *, title: str) -> None:
+    """Draw a confusion matrix (rows: the word, columns: the answer) as a PNG, each row in parts of its clips.
+
+    Up to 60 words are all named; of more, some are, and the commonest confusions are listed beside.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    C = len(labels)
+    parts_CC = confusion_CC / np.maximum(confusion_CC.sum(axis=1, keepdims=True), 1)
+    named = C <= 60
+    side = min(12.0, max(5.0, 0.28 * C)) if named else 12.0
+    figure = Figure(figsize=(side + (0.6 if named else 2.6), side), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # The square root of the part: confusions are rare, and would all look white beside the diagonal.
+    picture = axes.imshow(parts_CC, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    ticks = np.arange(0, C, 1 if named else -(-C // 50))
+    size = float(np.clip(72 * side / C * 0.55, 6, 11)) if named else 8
+    axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, [labels[i] for i in ticks], fontsize=size, parse_math=False)
+    axes.set(xlabel="answer", ylabel="word")
+    clips = max(int(confusion_CC.sum()), 1)
+    accuracy = f"{100 * np.trace(confusion_CC) / clips:.1f} % of {confusion_CC.sum()} clips"
+    axes.set_title(f"{title}: {accuracy}", parse_math=False)
+    if C <= 30:
+        for i, j in zip(*np.nonzero(confusion_CC), strict=True):
+            dark = parts_CC[i, j] > 0.4
+            text = f"{100 * parts_CC[i, j]:.0f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size * 0.7, color="white" if dark else "black")
+    if not named:
+        wrong_CC = confusion_CC * (1 - np.eye(C, dtype=np.int64))
+        commonest = [divmod(int(i), C) for i in np.argsort(-wrong_CC, axis=None, kind="stable")[:40]]
+        lines = [f"{labels[i]} → {labels[j]}  {wrong_CC[i, j]}" for i, j in commonest if wrong_CC[i, j]]
+        text = "\n".join(["taken for another word most often:", "", *lines])
+        axes.annotate(text, (1.02, 1), xycoords="axes fraction", va="top", fontsize=8, parse_math=False)
+    else:
+        figure.colorbar(picture, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 1], label="part of the word's clips")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _proportion(correct: int, clips: int) -> dict:
+    return {"clips": clips, "correct": correct, "accuracy": correct / clips, "interval95": list(wilson(correct, clips))}
+
+
+def _csv(rows: Iterable[Sequence]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,114 @@
+"""Batches from shards, read at the places that a plan names.
+
+A sample is read by itself, at its offset: a window of the plan covers few neighbouring stretches of few
+files, so that these small reads come out of the operating system's cache, and no worker decodes what another
+one needs. Which worker reads a batch changes nothing about it.
+
+Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import joblib
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lipprep.stages.shard.index import Index
+from lipprep.stages.shard.reader import read_samples
+
+
+class ShardBatches(Dataset):
+    """The batches of one split, indexed by arrays of places, (B, 2) int64.
+
+    A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
+    frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, and `keys`, a list.
+    """
+
+    def __init__(self, folder: Path, index: Index, split: str) -> None:
+        """Raises ValueError where the shards have no such split."""
+        shards = index.split(split)
+        self.paths = [Path(folder) / shard.name for shard in shards]
+        self.offsets = [index.offsets[shard.name] for shard in shards]
+        self.counts = [shard.samples for shard in shards]
+        self.crop_size = index.crop_size
+        self.num_classes = len(index.labels)
+
+    def __getitem__(self, places: np.ndarray) -> dict | ValueError:
+        # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
+        try:
+            return self.read(places)
+        except (ValueError, OSError) as error:
+            return ValueError(str(error))
+
+    def read(self, places: np.ndarray) -> dict:
+        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index."""
+        samples = [self._sample(shard, position) for shard, position in places.tolist()]
+        lengths = [len(sample["mouth"]) for sample in samples]
+        S = self.crop_size
+        video_BTSS = torch.zeros(len(samples), max(lengths), S, S, dtype=torch.uint8)
+        for row, sample in zip(video_BTSS, samples, strict=True):
+            row[: len(sample["mouth"])] = torch.from_numpy(sample["mouth"])
+        durations = [s.get("duration") for s in samples]
+        return {
+            "video": video_BTSS,
+            "lengths": torch.tensor(lengths),
+            "labels": torch.tensor([sample["label"] for sample in samples]),
+            "durations": torch.tensor([np.nan if d is None else d for d in durations], dtype=torch.float32),
+            "keys": [sample["key"] for sample in samples],
+        }
+
+    def _sample(self, shard: int, position: int) -> dict:
+        path = self.paths[shard]
+        (sample,) = read_samples(path, self.offsets[shard], range(position, position + 1))
+        shape = sample["mouth"].shape
+        if shape[0] == 0 or shape[1:] != (self.crop_size, self.crop_size):
+            raise ValueError(
+                f"shard {path}: clip {sample['key']} has crops of shape {shape}, its index says side {self.crop_size}"
+            )
+        label = sample.get("label")
+        if type(label) is not int or not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"shard {path}: clip {sample['key']} has label {label!r}, its index has {self.num_classes} labels"
+            )
+        return sample
+
+
+class BatchLoader:
+    """Reads planned batches ahead of their use, in `workers` processes (0: in this one, when asked for)."""
+
+    def __init__(self, batches: ShardBatches, plan: Iterable[np.ndarray], *, workers: int, pin_memory: bool) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        self._loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=plan,
+            num_workers=workers,
+            # A process with threads must not fork; a server that has none may.
+            multiprocessing_context=("forkserver" if "forkserver" in methods else "spawn") if workers else None,
+            worker_init_fn=_ignore_ctrl_c,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            # Without its own, making an iterator would draw from the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[dict]:
+        """Raises the ValueError of a batch that could not be read, in its turn."""
+        for batch in self._loader:
+            if isinstance(batch, ValueError):
+                raise batch
+            yield batch
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """The terminal sends Ctrl-C to workers too, but it is for the main process to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def default_workers(device: torch.device) -> int:
+    """How many processes should read: none where training itself takes all cores, else up to eight."""
+    return 0 if device.type == "cpu" else max(1, min(8, joblib.cpu_count() - 1))

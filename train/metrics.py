@@ -1,0 +1,56 @@
+"""What a run reports of itself: metrics.jsonl for programs, TensorBoard events for people."""
+
+import json
+import os
+from pathlib import Path
+
+from lipprep.stages.atomic import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends lines to metrics.jsonl and scalars to TensorBoard's events, both in the run folder."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        """Go on after `step` steps: what an interrupted run wrote of later ones is dropped."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / METRICS
+        if path.exists():
+            written = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(path, "".join(line for line in written if _step(line) <= step))
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(os.fspath(run), purge_step=step + 1 if step else None)
+
+    def training(self, step: int, **values: float) -> None:
+        """One training step: its loss (of that batch), learning rate and so on."""
+        self._line({"step": step, **values})
+        for name, value in values.items():
+            self._events.add_scalar(f"train/{name}", value, step)
+
+    def evaluation(self, step: int, split: str, *, epoch: int, **values: float) -> None:
+        """What a whole split gave after a step."""
+        self._line({"step": step, "epoch": epoch, "split": split, **values})
+        for name, value in values.items():
+            self._events.add_scalar(f"{split}/{name}", value, step)
+        self._events.flush()
+
+    def _line(self, values: dict) -> None:
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that a kill cut short."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    except ValueError:
+        return float("inf")

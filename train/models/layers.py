@@ -1,0 +1,62 @@
+"""What the parts of a lip reader share: activations, initialisation, and the frames that are no padding.
+
+Letters of the shape suffixes in this folder: B clips, T frames, C channels, H and W pixels, N frames of
+all clips in one row (either all B * T of them or, where padding is skipped, the valid ones).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {
+    "prelu": lambda channels: nn.PReLU(channels),
+    "relu": lambda channels: nn.ReLU(inplace=True),
+    "swish": lambda channels: nn.SiLU(),
+}
+
+
+def activation(name: str, channels: int) -> nn.Module:
+    """The non-linearity NAME for `channels` channels (PReLU has one slope a channel)."""
+    return ACTIVATIONS[name](channels)
+
+
+def initialise(model: nn.Module) -> None:
+    """Draw weights as the published LRW networks do: normal, scaled by the fan-out for convolutions
+    (He et al. 2015) and by the fan-in for linear layers; biases of convolutions zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            # All output channels count, for grouped convolutions too, as in the published code.
+            fan_out = math.prod(module.kernel_size) * module.out_channels
+            nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_features))
+
+
+def valid_frames(lengths_B: Tensor, num_frames: int) -> Tensor:
+    """(B, T) bool: True where a frame belongs to its clip, False where it is padding."""
+    return torch.arange(num_frames, device=lengths_B.device) < lengths_B[:, None]
+
+
+def mean_over_valid(feat_BTC: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, C): each clip's features averaged over its first `lengths_B` frames."""
+    valid_BT1 = valid_frames(lengths_B, feat_BTC.shape[1])[:, :, None]
+    return (feat_BTC * valid_BT1).sum(1) / lengths_B[:, None].to(feat_BTC.dtype)
+
+
+def valid_positions(lengths_B: Tensor, num_frames: int) -> Tensor:
+    """(N,) int64: where the valid frames stand among all B * T."""
+    return valid_frames(lengths_B, num_frames).flatten().nonzero()[:, 0]
+
+
+def pack(x_BT: Tensor, positions_N: Tensor) -> Tensor:
+    """(B, T, ...) -> (N, ...): the valid frames alone."""
+    return x_BT.flatten(0, 1).index_select(0, positions_N)
+
+
+def unpack(feat_NC: Tensor, positions_N: Tensor, batch_size: int, num_frames: int) -> Tensor:
+    """(N, C) -> (B, T, C) with zeros in the padding; the inverse of `pack`."""
+    feat = feat_NC.new_zeros(batch_size * num_frames, feat_NC.shape[1])
+    return feat.index_copy(0, positions_N, feat_NC).unflatten(0, (batch_size, num_frames))

@@ -1,0 +1,109 @@
+"""From any video to the likeliest words: the whole chain that made the training crops, on one window.
+
+Shapes: T frames, S side of a crop in pixels, C words (classes).
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lipprep.stages.crop import CropParameters, Window, crop_clips
+from lipprep.stages.failures import ClipFailure
+from lipprep.stages.landmarks import Detector, load_detector, track
+from lipprep.stages.video import probe, read_frames
+from lipprep.train.augment import AugmentOptions, eval_batch
+from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
+from lipprep.train.config import config_from
+from lipprep.train.device import autocast, choose_device, load_model
+
+WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
+SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model, and what it needs to see a video as it saw its training clips."""
+
+    model: torch.nn.Module
+    labels: list[str]
+    fps: float
+    crop: CropParameters
+    options: AugmentOptions
+    detector: Detector
+    device: torch.device
+    precision: str
+
+    def read(self, video: Path, *, count: int) -> list[tuple[str, float]]:
+        """The `count` likeliest words and their probabilities, the likeliest first.
+
+        Raises ClipFailure where the video cannot be read, or shows no face.
+        """
+        frames = centre_frames(video, fps=self.fps, num_frames=WINDOW)
+        points = track(frames, self.detector).points if self.crop.needs_landmarks else None
+        (crop,) = crop_clips(frames, [Window(None, len(frames), points)], self.crop)
+        if isinstance(crop, ClipFailure):
+            raise crop
+        lengths_B = torch.tensor([len(crop.mouth)])
+        video_BTSS = torch.from_numpy(crop.mouth)[None].to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            x_B1TSS = eval_batch(video_BTSS, lengths_B, self.options)
+            logits_C = self.model(x_B1TSS, lengths_B.to(self.device))[0]
+        best = logits_C.float().softmax(0).topk(min(count, len(self.labels)))
+        words = [self.labels[i] for i in best.indices.tolist()]
+        return list(zip(words, best.values.tolist(), strict=True))
+
+
+def load_reader(run: Path, *, device: str = "auto") -> Reader:
+    """The reader of a run folder (its best.pt) or a checkpoint file; ValueError where there is none."""
+    checkpoint = load_checkpoint(find_checkpoint(run))
+    config = config_from(checkpoint.config)
+    where = choose_device(device)
+    known = {f.name for f in dataclasses.fields(CropParameters)} - {"exact"}
+    given = {name: value for name, value in checkpoint.parameters.items() if name in known}
+    if "box" in given:
+        given["box"] = tuple(given["box"])
+    return Reader(
+        model=load_model(checkpoint, where),
+        labels=checkpoint.labels,
+        fps=checkpoint.fps,
+        crop=CropParameters(**given),
+        options=config.augment,
+        detector=load_detector("mesh"),
+        device=where,
+        precision=config.precision,
+    )
+
+
+def centre_frames(video: Path, *, fps: float, num_frames: int) -> list:
+    """The middle `num_frames` frames, gray (H, W) uint8, of a video taken at `fps`; all of a shorter one.
+
+    Raises ClipFailure where the video cannot be read or has no frames.
+    """
+    for total in (lambda: round(probe(video).duration * fps), lambda: sum(1 for _ in read_frames(video, fps=fps))):
+        length = total()
+        first = max(0, (length - num_frames) // 2)
+        frames = list(read_frames(video, fps=fps, first=first, last=first + min(length, num_frames)))
+        # A header that promises too much is found out here, and the frames are counted.
+        if frames and len(frames) == min(length, num_frames):
+            return frames
+    raise ClipFailure("unreadable", f"{video} has no frames")
+
+
+def find_videos(paths: Iterable[Path]) -> list[Path]:
+    """The files among `paths`, and the videos anywhere below the folders among them, sorted.
+
+    Raises ValueError for a folder without any.
+    """
+    found = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise ValueError(f"{path} holds no videos (files called {' '.join(sorted(SUFFIXES))})")
+            found += inside
+        else:
+            found.append(path)
+    return found

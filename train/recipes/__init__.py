@@ -1,0 +1,1 @@
+"""One YAML file a recipe, found by name."""

@@ -1,0 +1,51 @@
+"""The folder of a run: opening a new one, or an old one to go on in."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from lipprep.train.checkpoint import LAST, Checkpoint, find_checkpoint, load_checkpoint
+from lipprep.train.config import DEFAULT_RECIPE, Config, config_from, load_recipe
+
+CONFIG = "config.yaml"
+
+
+def open_run(
+    run: Path | None, *, recipe: str | None = None, overrides: Sequence[str] = (), resume: str | None = None
+) -> tuple[Path, Config, Checkpoint | None]:
+    """The folder, the config and the checkpoint to start from (None: from the beginning).
+
+    `run` is runs/DATE-RECIPE by default. `resume` is "auto" for the last.pt of `run`, from the beginning
+    where it was stopped before it saved one, or a run folder or checkpoint file, whose folder is then the
+    default for `run`. A resumed run keeps its own config, with `overrides` on top. Raises ValueError where
+    a new run would write into a folder with something in it, or the two recipes differ.
+    """
+    path = None
+    if resume == "auto":
+        if run is None:
+            raise ValueError("--resume auto goes on in a run folder: name it with --run")
+        path = run / LAST if (run / LAST).is_file() else None
+        if path is None and _holds_something(run) and not (run / CONFIG).is_file():
+            raise ValueError(f"{run} is not empty and no run folder: name another --run")
+    elif resume is not None:
+        path = find_checkpoint(Path(resume), LAST)
+        run = run or path.parent
+    if path is None:
+        config = load_recipe(recipe or DEFAULT_RECIPE, overrides)
+        run = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.recipe}"
+    if resume != "auto" and (path is None or path.parent.resolve() != run.resolve()) and _holds_something(run):
+        raise ValueError(f"{run} is not empty: go on in it with `--resume auto`, or name another --run")
+    if path is None:
+        return run, config, None
+    checkpoint = load_checkpoint(path)
+    config = config_from(checkpoint.config, overrides)
+    if recipe is not None and Path(recipe).stem != config.recipe:
+        raise ValueError(
+            f"{path} was trained with recipe {config.recipe}, not {recipe}: leave out --recipe to go on with it, "
+            "or start a new run with another --run"
+        )
+    return run, config, checkpoint
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
