@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-real lint format demo landmarks crops shards bench clean have-videos have-grid
+.PHONY: help setup test test-real lint format demo landmarks crops shards bench bench-grid clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +106,9 @@ shards: $(SETUP)  ## pack the mouth crops into shards/
 bench: $(SETUP)  ## time every stage and print each figure beside its limit
 	$(BIN)/python benchmarks/bench.py $(ARGS)
 
+bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, about an hour)
+	$(BIN)/python benchmarks/grid.py
+
 clean:  ## remove build/ and the caches, nothing that took you hours
 	rm -rf build dist lipprep.egg-info .pytest_cache .ruff_cache .hypothesis
 
@@ -126,6 +129,6 @@ endif
 
 have-grid:
 	@test -d "$$LIPPREP_GRID" || { \
-	  echo "make test-real needs videos of the GRID corpus: set LIPPREP_GRID to a folder" >&2; \
+	  echo "This needs videos of the GRID corpus: set LIPPREP_GRID to a folder" >&2; \
 	  echo "with video/SPEAKER/CODE.mpg and align/SPEAKER/CODE.align in it." >&2; \
 	  exit 1; }

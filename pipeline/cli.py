@@ -13,34 +13,16 @@ from pathlib import Path
 
 import click
 
+from lipprep.command import CONTEXT, Command
+
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
-CONTEXT = {"help_option_names": ["-h", "--help"]}
-INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
 
 
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def plain_errors(command: Callable) -> Callable:
-    """Show a user's error as one message, and Ctrl-C as what to do next, never as a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: object, **kwargs: object) -> object:
-        try:
-            return command(*args, **kwargs)
-        except ValueError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            raise click.ClickException(f"{error.strerror or error}: {error.filename or ''}") from error
-        except KeyboardInterrupt:
-            click.echo("\nStopped. What is done is kept: run the same command again to go on.", err=True)
-            sys.exit(INTERRUPTED)
-
-    return wrapped
 
 
 def options(*decorators: Callable) -> Callable:
@@ -194,12 +176,11 @@ def _persons(wanted) -> dict[str, int] | None:
     return read_persons(Path(wanted.persons))
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command)
 @click.argument("out", type=FOLDER)
 @click.option("-n", "clips", type=int, default=240, show_default=True, help="How many clips, in LRW's three splits.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed makes another corpus.")
 @WORKERS
-@plain_errors
 def sample(out: Path, clips: int, seed: int, workers: int | None) -> None:
     """Make a small LRW-shaped corpus in OUT: a photograph that speaks ten words.
 
@@ -278,9 +259,8 @@ def _make(rows_of: Callable, root: Path, out: Path, words, labels, chunk_size, s
         click.echo(f"{timeless} clips have no word duration: they are trained on at full length", err=True)
 
 
-@manifest.command("lrw")
+@manifest.command("lrw", cls=Command)
 @SOURCE
-@plain_errors
 def manifest_lrw(root: Path, out: Path, words, labels, chunk_size, seed) -> None:
     """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with its .txt (LRW).
 
@@ -293,9 +273,8 @@ def manifest_lrw(root: Path, out: Path, words, labels, chunk_size, seed) -> None
     _make(lambda chosen: lrw(root, chosen), root, out, words, labels, chunk_size, seed)
 
 
-@manifest.command("folders")
+@manifest.command("folders", cls=Command)
 @SOURCE
-@plain_errors
 def manifest_folders(root: Path, out: Path, words, labels, chunk_size, seed) -> None:
     """ROOT/word/{train,val,test}/video.mp4, or ROOT/word/video.mp4 with a drawn split.
 
@@ -308,10 +287,9 @@ def manifest_folders(root: Path, out: Path, words, labels, chunk_size, seed) -> 
     _make(lambda chosen: folders(root, chosen), root, out, words, labels, chunk_size, seed)
 
 
-@manifest.command("grid")
+@manifest.command("grid", cls=Command)
 @SOURCE
 @click.option("--unseen-speakers", default="", help="Speakers kept for the split `unseen`: a comma list.")
-@plain_errors
 def manifest_grid(root: Path, out: Path, words, labels, chunk_size, seed, unseen_speakers: str) -> None:
     """ROOT/video/SPEAKER/CODE.mpg with ROOT/align/SPEAKER/CODE.align: a window a word (GRID).
 
@@ -325,7 +303,7 @@ def manifest_grid(root: Path, out: Path, words, labels, chunk_size, seed, unseen
     _make(lambda chosen: grid(root, chosen, unseen_speakers=unseen), root, out, words, labels, chunk_size, seed)
 
 
-@manifest.command("csv")
+@manifest.command("csv", cls=Command)
 @click.argument("table", type=FILE)
 @click.option("--root", type=FOLDER, help="What the videos' paths are relative to.  [default: the table's folder]")
 @options(*[click.option("-o", "--out", type=FILE, required=True, help="The manifest to write.")])
@@ -333,7 +311,6 @@ def manifest_grid(root: Path, out: Path, words, labels, chunk_size, seed, unseen
 @click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]")
 @click.option("--chunk-size", type=click.IntRange(1), default=512, show_default=True, help="Clips a shard, at most.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn.")
-@plain_errors
 def manifest_csv(table: Path, root: Path | None, out: Path, words, labels, chunk_size, seed) -> None:
     """A table with the columns video and word, and any of split, start, num_frames, duration, speaker ...
 
@@ -349,13 +326,12 @@ def manifest_csv(table: Path, root: Path | None, out: Path, words, labels, chunk
     _make(lambda chosen: read_csv(table, chosen), folder, out, words, labels, chunk_size, seed)
 
 
-@manifest.command("check")
+@manifest.command("check", cls=Command)
 @MANIFEST
 @ROOT
 @click.option("--min-frames", type=click.IntRange(1), default=1, show_default=True, help="Shorter videos are listed.")
 @WORKERS
 @JSON
-@plain_errors
 def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: int, workers, as_json: bool) -> None:
     """Open every video's header before hours of work; list what is missing, unreadable or too short.
 
@@ -379,7 +355,7 @@ def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: in
         sys.exit(1)
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command)
 @RUN
 @click.option(
     "--detector",
@@ -389,7 +365,6 @@ def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: in
 @click.option("--archive", type=FOLDER, help="For --detector archive: the folder of published .npz or .pkl files.")
 @click.option("--persons", type=FILE, help="For --detector archive: a CSV of clip and person index.")
 @click.option("--device", default="cpu", show_default=True, help="For --detector fan: a torch device, e.g. cuda.")
-@plain_errors
 def landmarks(
     manifest_path,
     root,
@@ -410,6 +385,7 @@ def landmarks(
       lipprep landmarks -m manifests/lrw.jsonl
       lipprep landmarks --detector archive --archive LRW_landmarks --persons lrw500_detected_face.csv
     """
+    from lipprep.pipeline.plan import read_wanted
     from lipprep.pipeline.run import run_stage
     from lipprep.stages.landmarks import load_detector
 
@@ -418,14 +394,16 @@ def landmarks(
         raise ValueError(f"there is no folder {archive} of landmark files")
     if persons is not None and not persons.is_file():
         raise ValueError(f"there is no table of persons {persons}")
+    detector = detector or ("archive" if archive else read_wanted(layout.plan).detector)
+    # What the detector lacks is said here, once, not by every clip.
+    identity = None if detector == "archive" else load_detector(detector, device=device).identity
     flags = {
-        "detector": detector or ("archive" if archive else None),
+        "detector": detector,
+        "identity": identity,
         "archive": archive and str(archive.resolve()),
         "persons": persons and str(persons.resolve()),
     }
     wanted = _want(layout, flags)
-    if wanted.detector != "archive":
-        load_detector(wanted.detector, device=device)  # what it lacks is said here, once, not by every clip
     report = run_stage(
         "landmarks",
         listed,
@@ -439,10 +417,9 @@ def landmarks(
     _finish(report, max_failures, as_json)
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command)
 @RUN
 @CROPS
-@plain_errors
 def crops(manifest_path, root, work, workers, max_failures, retry_failed, as_json, **flags):
     """Align to the mean face and cut mouth crops, kept without loss in WORK/NAME/crops.
 
@@ -464,14 +441,13 @@ def crops(manifest_path, root, work, workers, max_failures, retry_failed, as_jso
     )
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command)
 @RUN
 @OUT
 @CROPS
 @click.option("--codec", type=click.Choice(CODECS), help="A JPEG strip a clip, or raw arrays.  [default: jpeg]")
 @click.option("--quality", type=click.IntRange(1, 100), help="Of the JPEG strips.  [default: 95]")
 @click.option("--replace", is_flag=True, help="Replace the shards of another data set in OUT.")
-@plain_errors
 def shards(
     manifest_path,
     root,
@@ -493,24 +469,23 @@ def shards(
       lipprep shards -m manifests/lrw.jsonl -o shards
       lipprep shards --codec npy --profile lrw2022
     """
-    from lipprep.pipeline.run import check_index, run_stage, write_index
+    from lipprep.pipeline.run import check_out, run_stage, write_index
 
     listed, layout = _open(manifest_path, root, work, out)
     if not replace:
-        check_index(listed, out)
+        check_out(listed, out)
     wanted = _want(layout, {**_crop_flags(**flags), "codec": codec, "quality": quality})
     report = run_stage("shards", listed, layout, wanted, workers=workers or cores(), retry=retry_failed)
     write_index(listed, layout, wanted)
     _finish(report, max_failures, as_json)
 
 
-@click.command(context_settings=CONTEXT)
+@click.command(cls=Command)
 @MANIFEST
 @ROOT
 @WORK
 @OUT
 @JSON
-@plain_errors
 def status(manifest_path, root, work, out, as_json: bool) -> None:
     """Say what is fresh, stale or missing of every stage, and why.
 

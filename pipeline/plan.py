@@ -26,11 +26,13 @@ ROW_FIELDS = {
 class Wanted:
     """What is wanted of every stage, as work/NAME/plan.yaml keeps it; the defaults are LRW's.
 
-    `archive` and `persons` are the folder of published landmark files and its table of persons; `mean_face`
-    is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
+    `identity` names the detector with its weights, as `lipprep landmarks` found them: other stages run where
+    the weights are not. `archive` and `persons` are the folder of published landmark files and its table of
+    persons; `mean_face` is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
     """
 
     detector: str = "mesh"
+    identity: str | None = None
     archive: str | None = None
     persons: str | None = None
     profile: str = "lrw2021"
@@ -78,14 +80,12 @@ def digest(value: object) -> str:
 
 def stage_parameters(wanted: Wanted) -> dict[str, dict]:
     """What each stage reads of what is wanted: what its fingerprint holds and its record shows."""
-    from lipprep.stages.landmarks import load_detector
-
     landmarks: dict = {"detector": wanted.detector}
     if wanted.detector == "archive":
         landmarks["archive"] = str(Path(wanted.archive).resolve())
         landmarks["persons"] = wanted.persons and file_digest(Path(wanted.persons))
     else:
-        landmarks["identity"] = load_detector(wanted.detector).identity
+        landmarks["identity"] = wanted.identity
     crops: dict = {"profile": wanted.profile, "crop_size": wanted.crop_size, "exact": wanted.exact}
     if wanted.profile == "fixed":
         crops["box"] = list(wanted.box)

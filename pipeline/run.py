@@ -1,5 +1,6 @@
 """The supervisor: pending = planned - committed. It hands chunks to workers and counts what came back."""
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -69,7 +70,7 @@ def make_jobs(
             fps=manifest.fps,
             wanted=wanted,
             parameters=parameters,
-            header=chunk.wanted_header(manifest.fps, parameters),
+            header={"dataset": manifest.name, **chunk.wanted_header(manifest.fps, parameters)},
             tar=chunk.tar,
             landmarks=layout.tar(above, *place) if above else None,
             crops=layout.tar("crops", *place) if place in stored_crops else None,
@@ -176,20 +177,21 @@ def _drop_orphans(folder: Path, wanted: set[str]) -> None:
             tar.unlink()
 
 
-def check_index(manifest: Manifest, out: Path) -> None:
-    """Refuse a folder of shards that holds another data set. Raises ValueError, which names both."""
+def check_out(manifest: Manifest, out: Path) -> None:
+    """Refuse a folder that holds the shards of another data set. Raises ValueError, which names both."""
     from lipprep.stages.shard.index import load_index
 
-    if not (out / "index.json").is_file():
-        return
-    try:
-        index = load_index(out)
-    except ValueError:
-        return  # unusable, as after a stop in mid-run: it is about to be written again
-    if index.dataset != manifest.name or index.labels != manifest.labels:
+    names = {h["dataset"] for tar in out.glob("*.tar") if (h := read_header(tar)) is not None}
+    labels = manifest.labels
+    if (out / "index.json").is_file():
+        with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
+            index = load_index(out)
+            names.add(index.dataset)
+            labels = index.labels
+    if names - {manifest.name} or labels != manifest.labels:
         raise ValueError(
-            f"{out} holds the shards of data set {index.dataset!r} ({len(index.labels)} labels), not of "
-            f"{manifest.name!r} ({len(manifest.labels)} labels): choose another -o, or --replace them"
+            f"{out} holds shards of data set {', '.join(sorted(names))} ({len(labels)} labels), not of "
+            f"{manifest.name} ({len(manifest.labels)} labels): choose another -o, or --replace them"
         )
 
 

@@ -23,6 +23,7 @@ TARGETS = {
     "crops": "lipprep crops",
     "shards": "lipprep shards",
     "bench": "benchmarks/bench.py",
+    "bench-grid": "benchmarks/grid.py",
     "clean": "rm -rf build",
     "help": "awk",
 }

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from lipprep.command import INTERRUPTED, Command
+
 SHARDS = click.option(
     "--shards",
     required=True,
@@ -16,16 +18,6 @@ SHARDS = click.option(
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if any."
 )
-
-
-class Command(click.Command):
-    """A command whose bad input ends in one line, not in a traceback."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.command(cls=Command)
@@ -70,7 +62,7 @@ def train(
         outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint)
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. Go on with: lipprep train --shards {shards} --run {folder} --resume auto", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     click.echo(f"trained to step {outcome.steps} in {outcome.seconds / 60:.1f} minutes")
     if outcome.best is not None:
         click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")

@@ -26,7 +26,7 @@ class Config:
     cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
     `save_every` counts steps; without it, last.pt is saved after every epoch only. `workers` are processes
     that read and decode; without it, the device and the number of cores decide. `precision` auto is bf16
-    autocast on CUDA and fp32 elsewhere.
+    autocast on CUDA and on CPUs with bf16 instructions, fp32 elsewhere.
     """
 
     recipe: str

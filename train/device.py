@@ -32,10 +32,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context to run a model in: bf16 where asked for, and by `auto` on CUDA."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+    """The context to run a model in: bf16 where asked for, and by `auto` on CUDA and on CPUs that have it."""
+    if precision == "bf16" or (precision == "auto" and (device.type == "cuda" or _cpu_has_bf16(device))):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def _cpu_has_bf16(device: torch.device) -> bool:
+    """Whether bf16 convolutions are instructions here: twice as fast then, and slower where they are emulated."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.12 or newer
+    return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:

@@ -227,7 +227,9 @@ def test_another_data_set_is_not_overwritten(chain, lipprep, corpus):
     lipprep("manifest", "lrw", corpus, "-o", "other.jsonl", "--words", "BLACK")
     lipprep("landmarks", "-m", "other.jsonl", "-j", 1)
     result = lipprep("shards", "-m", "other.jsonl", "-j", 1, code=1)
-    assert "'m'" in result.stderr and "--replace" in result.stderr
+    assert "data set m (2 labels)" in result.stderr and "--replace" in result.stderr
+    Path("shards/index.json").unlink()  # as after a stop in mid-run
+    assert "data set m" in lipprep("shards", "-m", "other.jsonl", "-j", 1, code=1).stderr
     lipprep("shards", "-m", "other.jsonl", "-j", 1, "--replace")
     assert len(samples()) == 6 == sum(read_header(t)["planned"] for t in Path("shards").glob("*.tar"))
 
