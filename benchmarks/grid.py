@@ -103,9 +103,8 @@ def main() -> None:
         )
     seen = [r["top1"] for r in runs if r["name"].startswith("held")]
     unseen = [r["top1"] for r in runs if not r["name"].startswith("held")]
-    click.echo(
-        f"\nmean of the seeds {100 * statistics.mean(seen):.1f} %, of the unseen speakers {100 * statistics.mean(unseen):.1f} %"
-    )
+    click.echo(f"\nmean of the seeds: {100 * statistics.mean(seen):.1f} %")
+    click.echo(f"mean of the unseen speakers: {100 * statistics.mean(unseen):.1f} %")
 
 
 if __name__ == "__main__":

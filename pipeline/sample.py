@@ -40,14 +40,16 @@ def make_sample(out: Path, *, clips: int = 240, seed: int = 0, workers: int = 1)
     """Write a corpus of `clips` clips to `out` on `workers` processes; the same seed gives the same bytes.
 
     OUT/WORD/{train,val,test}/WORD_00001.mp4, 256x256 H.264 at 25 fps, 29 frames, each with LRW's .txt. Returns
-    the number of clips. Raises ValueError for fewer than 30.
+    the number of clips. Raises ValueError for fewer than 30, and where `out` holds videos of another corpus.
     """
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
     if clips < MIN_CLIPS:
         raise ValueError(f"{clips} clips are too few: {MIN_CLIPS} give every split of the {len(WORDS)} words one")
-    jobs = [(word, split, number) for word, split, number in _shares(clips)]
+    jobs = _shares(clips)
+    if strangers := {*Path(out).rglob("*.mp4")} - {_video(Path(out), *job) for job in jobs}:
+        raise ValueError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
     pool = Parallel(n_jobs=workers, return_as="generator_unordered")
     done = pool(delayed(write_clip)(Path(out), seed, *job) for job in jobs)
     for _ in tqdm(done, total=len(jobs), desc="sample", unit="clip"):
@@ -61,12 +63,13 @@ def _shares(clips: int) -> list[tuple[str, str, int]]:
     for n, word in enumerate(WORDS):
         mine = clips // len(WORDS) + (n < clips % len(WORDS))
         held = {split: max(1, round(SHARES[split] * mine)) for split in ("val", "test")}
-        number = 0
         for split, count in {"train": mine - sum(held.values()), **held}.items():
-            for _ in range(count):
-                number += 1
-                jobs.append((word, split, number))
+            jobs += [(word, split, number) for number in range(1, count + 1)]
     return jobs
+
+
+def _video(out: Path, word: str, split: str, number: int) -> Path:
+    return out / word / split / f"{word}_{number:05d}.mp4"
 
 
 def write_clip(out: Path, seed: int, word: str, split: str, number: int) -> None:
@@ -75,7 +78,7 @@ def write_clip(out: Path, seed: int, word: str, split: str, number: int) -> None
     rng = np.random.default_rng([seed, number, *f"{word}/{split}".encode()])
     duration = round(float(rng.uniform(0.32, 0.64)), 2)
     frames = draw_clip(word, duration, rng)
-    path = out / word / split / f"{word}_{number:05d}.mp4"
+    path = _video(out, word, split, number)
     with replacing(path) as temporary:
         _encode(temporary, frames)
     lines = (

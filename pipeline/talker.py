@@ -80,7 +80,7 @@ LOOKS = tuple(
 
 
 @dataclass(frozen=True)
-class _Portrait:
+class Portrait:
     """A speaker's still face: the picture (288, 288, 3) float32 and its 72 points, pixels."""
 
     picture: np.ndarray
@@ -89,7 +89,8 @@ class _Portrait:
 
 
 @functools.cache
-def _portrait(look: int) -> _Portrait:
+def portrait(look: int) -> Portrait:
+    """The still face of LOOKS[look]."""
     from skimage import data
 
     chosen, photo, points = LOOKS[look], data.astronaut(), _FACE
@@ -126,7 +127,7 @@ def _portrait(look: int) -> _Portrait:
         np.ascontiguousarray(photo), matrix, (CANVAS, CANVAS), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT
     )
     tone = 255 * (picture / 255.0) ** chosen.gamma * np.array(chosen.hue) * chosen.gain + chosen.bias
-    return _Portrait(np.clip(tone, 0, 255).astype(np.float32), points @ matrix[:, :2].T + matrix[:, 2], chosen.lips)
+    return Portrait(np.clip(tone, 0, 255).astype(np.float32), points @ matrix[:, :2].T + matrix[:, 2], chosen.lips)
 
 
 _INNER_UPPER, _INNER_LOWER = [68, 61, 62, 63, 69], [71, 67, 66, 65, 70]  # from left to right, without the corners
@@ -230,7 +231,7 @@ def _warp(box: _Box, chosen: list[int], points: np.ndarray, moved: np.ndarray, r
 
 def speak(look: int, shape: np.ndarray) -> np.ndarray:
     """The speaker's face with the mouth in a shape: (288, 288, 3) float32."""
-    still = _portrait(look)
+    still = portrait(look)
     points, moved = still.points, mouth_points(still.points, shape, still.lips)
     half = np.linalg.norm(points[54] - points[48]) / 2
     reach = 0.4 * half  # beyond the face's outline nothing moves
@@ -260,7 +261,7 @@ def speak(look: int, shape: np.ndarray) -> np.ndarray:
     return face
 
 
-def _open_mouth(face: np.ndarray, still: _Portrait, moved: np.ndarray, shape: np.ndarray) -> None:
+def _open_mouth(face: np.ndarray, still: Portrait, moved: np.ndarray, shape: np.ndarray) -> None:
     """Paint, in place, what is between the lips: the dark, the upper teeth, the shadow where closed lips meet."""
     inner, half = moved[[60, *_INNER_UPPER, 64, *_INNER_LOWER[::-1]]], np.linalg.norm(moved[64] - moved[60]) / 2
     box = _box(inner.min(0) - 6, inner.max(0) + 6)

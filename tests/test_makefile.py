@@ -61,7 +61,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-real", "lint", "format",
-        "demo", "landmarks", "crops", "shards", "bench", "clean",
+        "demo", "landmarks", "crops", "shards", "bench", "bench-grid", "clean",
     ]  # fmt: skip
 
 

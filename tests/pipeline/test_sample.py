@@ -7,7 +7,7 @@ import pytest
 
 from lipprep.pipeline.sample import WORDS, make_sample, word_track, write_clip
 from lipprep.pipeline.sources import lrw, lrw_duration
-from lipprep.pipeline.talker import LOOKS, VISEMES, mouth_points, speak
+from lipprep.pipeline.talker import LOOKS, VISEMES, mouth_points, portrait, speak
 from lipprep.stages.landmarks import load_detector, track
 from lipprep.stages.video import probe, read_frames
 
@@ -40,16 +40,23 @@ def test_the_corpus_is_lrw_shaped(corpus):
 
 
 def test_a_clip_depends_on_its_name_and_the_seed_alone(corpus, tmp_path):
-    write_clip(tmp_path, 1, "VOICE", "val", 2)
+    write_clip(tmp_path, 1, "VOICE", "val", 1)
     assert digests(tmp_path).items() <= digests(corpus).items()
     other = tmp_path / "other"
-    write_clip(other, 2, "VOICE", "val", 2)
+    write_clip(other, 2, "VOICE", "val", 1)
     assert not digests(other).items() & digests(corpus).items()
 
 
 def test_too_few_clips_are_refused(tmp_path):
     with pytest.raises(ValueError, match="30 give every split"):
         make_sample(tmp_path, clips=29)
+
+
+def test_another_corpus_in_the_folder_is_refused(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/holiday.mp4").touch()
+    with pytest.raises(ValueError, match=r"holiday\.mp4"):
+        make_sample(tmp_path, clips=30)
 
 
 def test_words_differ_in_their_tracks_and_one_word_varies():
@@ -81,9 +88,7 @@ def test_the_detector_finds_every_face_and_follows_the_mouth(corpus):
 
 @pytest.mark.parametrize("look", range(len(LOOKS)))
 def test_every_shape_keeps_lips_in_order(look):
-    from lipprep.pipeline.talker import _portrait
-
-    still = _portrait(look)
+    still = portrait(look)
     for shape in VISEMES.values():
         moved = mouth_points(still.points, np.array(shape), still.lips)
         tucked = 3 * shape[4]  # under the upper teeth
