@@ -9,6 +9,7 @@ import numpy as np
 from lipprep.stages.align import FRAME, Profile, find_profile, mean_face, patch_matrices
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr
+from lipprep.stages.video import GrayFrame
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class _Cutter:
         self._matrix = matrix_T23.copy()
         self._matrix[:, :, 2] += (matrix_T23[:, :, :2] @ self._low[:, :, None])[:, :, 0]
 
-    def cut(self, t: int, frame: np.ndarray) -> None:
+    def cut(self, t: int, frame: GrayFrame | np.ndarray) -> None:
         (x0, y0), (x1, y1) = self._low[t], self._high[t]
         part, matrix, size = frame[y0:y1, x0:x1], self._matrix[t], self._patch.shape
         if not self._exact:
@@ -143,7 +144,7 @@ def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, fram
 
 
 def crop_clips(
-    frames: Iterable[np.ndarray],
+    frames: Iterable[GrayFrame | np.ndarray],
     windows: Sequence[Window],
     parameters: CropParameters,
     *,

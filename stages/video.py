@@ -84,15 +84,35 @@ def _bgr(frame: av.VideoFrame) -> np.ndarray:
     return frame.to_ndarray(format="bgr24")
 
 
-def _gray(frame: av.VideoFrame) -> np.ndarray:
-    if frame.format.name not in _LUMA_FORMATS:
-        if frame.format.is_rgb:
-            return gray_from_bgr(_bgr(frame))
-        frame = frame.reformat(format="yuv420p")  # deeper than 8 bits, or interleaved
-    plane = frame.planes[0]
-    luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-    full = frame.format.name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
-    return np.ascontiguousarray(luma) if full else gray_from_luma(luma)
+class GrayFrame:
+    """A gray frame, as good as an array (H, W) uint8, full range, whose pixels are converted when asked for.
+
+    `frame[y0:y1, x0:x1]` converts that part alone, which is most of what a mouth crop saves; `numpy.asarray`
+    and `frame[:]` convert all of it.
+    """
+
+    __slots__ = ("_full_range", "_luma", "shape")
+
+    def __init__(self, frame: av.VideoFrame) -> None:
+        if frame.format.name in _LUMA_FORMATS:
+            self._full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
+        elif frame.format.is_rgb:
+            self._luma, self._full_range = gray_from_bgr(_bgr(frame)), True
+            self.shape = self._luma.shape
+            return
+        else:  # deeper than 8 bits, or interleaved
+            frame, self._full_range = frame.reformat(format="yuv420p"), int(frame.color_range) == _FULL_RANGE
+        plane = frame.planes[0]
+        # Planes may be padded; the view keeps the plane, and so the picture, alive.
+        self._luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        self.shape = self._luma.shape
+
+    def __getitem__(self, part: slice | tuple[slice, slice]) -> np.ndarray:
+        luma = self._luma[part]
+        return np.ascontiguousarray(luma) if self._full_range else gray_from_luma(luma)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
 
 
 def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.VideoFrame]:
@@ -142,17 +162,17 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
 
 def read_frames(
     path: Path, *, fps: float = 25.0, first: int = 0, last: int | None = None, color: bool = False
-) -> Iterator[np.ndarray]:
+) -> Iterator[GrayFrame | np.ndarray]:
     """Yield frames `first` to `last` (exclusive; None: the end) of a video, as many of them as it has.
 
     Frames are counted at `fps`. A video of another rate is resampled by time: frame k is the one on screen
-    at k / fps seconds, to half a frame. A frame is (H, W) uint8 gray, full range, or (H, W, 3) BGR with
-    `color` (bit-identical to cv2.VideoCapture's). Raises ClipFailure: unreadable, no_video, truncated.
+    at k / fps seconds, to half a frame. A frame is a GrayFrame, or with `color` an array (H, W, 3) BGR uint8
+    (bit-identical to cv2.VideoCapture's). Raises ClipFailure: unreadable, no_video, truncated.
     """
-    convert = _bgr if color else _gray
+    convert = _bgr if color else GrayFrame
     wanted = first
     held: av.VideoFrame | None = None  # the frame before, and its image once it was wanted
-    image: np.ndarray | None = None
+    image: GrayFrame | np.ndarray | None = None
     for number, frame in _numbered(path, fps, first):
         stop = number if last is None else min(number, last)
         while wanted < stop and (held or frame):  # no frame came for these numbers: the one before stays

@@ -34,7 +34,7 @@ def track(frames: Iterable[np.ndarray], detector: Detector) -> ClipLandmarks:
     face: Face | None = None  # where to look in this frame
     last: Face | None = None  # where the clip's face was last
     missed = max_faces = 0
-    for index, frame in enumerate(frames):
+    for index, frame in enumerate(map(np.asarray, frames)):
         points = None
         if face is not None and index % COUNT_EVERY == 0:
             found = detector.faces(frame)
