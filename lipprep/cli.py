@@ -13,7 +13,11 @@ from lipprep import __version__
 # command: (module, attribute, the line that `lipprep --help` shows)
 COMMANDS = {
     "sample": ("lipprep.pipeline.cli", "sample", "Make a small LRW-shaped corpus to try everything on."),
-    "manifest": ("lipprep.pipeline.cli", "manifest", "List the clips of a corpus: LRW, word folders, GRID, CSV."),
+    "manifest": (
+        "lipprep.pipeline.cli_manifest",
+        "manifest",
+        "List the clips of a corpus: LRW, word folders, GRID, CSV.",
+    ),
     "landmarks": ("lipprep.pipeline.cli", "landmarks", "Find 68 face landmarks in every frame."),
     "crops": ("lipprep.pipeline.cli", "crops", "Align to the mean face and cut mouth crops."),
     "shards": ("lipprep.pipeline.cli", "shards", "Pack mouth crops into WebDataset shards with an index."),

@@ -1,73 +1,34 @@
-"""The commands that make a data set: sample, manifest, landmarks, crops, shards, status.
+"""The commands that make a data set: sample, landmarks, crops, shards, status (and manifest, beside this file).
 
 Nothing heavy is imported before a command runs: `--help` must answer at once.
 """
 
 import dataclasses
-import functools
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from lipprep.command import CONTEXT, Command
+from lipprep.pipeline.cli_manifest import manifest
+from lipprep.pipeline.options import (
+    FILE,
+    FOLDER,
+    JSON,
+    MANIFEST,
+    OUT,
+    ROOT,
+    WORK,
+    WORKERS,
+    MaxFailures,
+    cores,
+    options,
+)
 
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def options(*decorators: Callable) -> Callable:
-    """Several click options as one decorator, in the order that `--help` shows them."""
-    return lambda f: functools.reduce(lambda g, d: d(g), reversed(decorators), f)
-
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-FOLDER = click.Path(file_okay=False, path_type=Path)
-MANIFEST = click.option(
-    "-m",
-    "--manifest",
-    "manifest_path",
-    type=FILE,
-    help="The manifest.  [default: the only one in manifests/]",
-)
-ROOT = click.option("--root", type=FOLDER, help="Where the manifest's videos lie, if they have moved.")
-WORK = click.option(
-    "-w",
-    "--work",
-    type=FOLDER,
-    default=Path("work"),
-    show_default=True,
-    help="Artefacts go to WORK/NAME/STAGE.",
-)
-OUT = click.option("-o", "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Where shards go.")
-WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
-
-
-class MaxFailures(click.ParamType):
-    """A share of the planned clips (`5%`) or a number of clips."""
-
-    name = "N|P%"
-
-    def convert(self, value: object, param: object, ctx: object) -> Callable[[int], float]:
-        if callable(value):
-            return value
-        try:
-            number = float(str(value).rstrip("%"))
-        except ValueError:
-            number = -1.0
-        if number < 0:
-            self.fail(f"{value!r} is neither a share such as 5% nor a number of clips")
-        return (lambda planned: planned * number / 100) if str(value).endswith("%") else (lambda planned: number)
 
 
 RUN = options(
@@ -193,166 +154,6 @@ def sample(out: Path, clips: int, seed: int, workers: int | None) -> None:
 
     count = make_sample(out, clips=clips, seed=seed, workers=workers or cores())
     click.echo(f"{count} clips in {out}")
-
-
-@click.group(context_settings=CONTEXT)
-def manifest() -> None:
-    """List the clips of a corpus, one line each, with their splits, labels and chunks.
-
-    \b
-    Example:
-      lipprep manifest lrw data/lipread_mp4 -o manifests/lrw.jsonl
-      lipprep manifest check
-    """
-
-
-SOURCE = options(
-    click.argument("root", type=FOLDER),
-    click.option("-o", "--out", type=FILE, required=True, help="The manifest to write, e.g. manifests/lrw.jsonl."),
-    click.option("--words", help="Only these words: a comma list, or a file with a word a line."),
-    click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]"),
-    click.option(
-        "--chunk-size", type=click.IntRange(1), default=512, show_default=True, help="Clips a shard, at most."
-    ),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn."
-    ),
-)
-
-
-def _words(text: str | None) -> set[str] | None:
-    if text is None:
-        return None
-    path = Path(text)
-    listed = path.read_text(encoding="utf-8").split() if path.is_file() else text.split(",")
-    words = {word.strip() for word in listed if word.strip()}
-    if not words:
-        raise ValueError(f"--words {text} names no words")
-    return words
-
-
-def _make(rows_of: Callable, root: Path, out: Path, words, labels, chunk_size, seed) -> None:
-    from collections import Counter
-
-    from tqdm import tqdm
-
-    from lipprep.pipeline.manifest import save_manifest
-    from lipprep.pipeline.sources import make_manifest, read_labels
-
-    if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
-    known = None if labels is None else read_labels(labels)
-    wanted = _words(words)
-    rows = list(tqdm(rows_of(wanted), desc="clips", unit="clip"))
-    if wanted and (absent := wanted - {r.word for r in rows}):
-        raise ValueError(f"no clip of the words {', '.join(sorted(absent)[:8])} was found below {root}")
-    made = make_manifest(out, rows, root=root, labels=known, seed=seed, chunk_size=chunk_size)
-    save_manifest(made)
-    splits = Counter(c.split for c in made.clips)
-    timeless = sum(c.duration is None for c in made.clips)
-    click.echo(
-        f"{len(made.clips)} clips of {len(made.labels)} words in {out} ("
-        + ", ".join(f"{name} {count}" for name, count in splits.items())
-        + f"; {len(made.chunks())} chunks)"
-    )
-    if timeless:
-        click.echo(f"{timeless} clips have no word duration: they are trained on at full length", err=True)
-
-
-@manifest.command("lrw", cls=Command)
-@SOURCE
-def manifest_lrw(root: Path, out: Path, words, labels, chunk_size, seed) -> None:
-    """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with its .txt (LRW).
-
-    \b
-    Example:
-      lipprep manifest lrw data/lipread_mp4 -o manifests/lrw.jsonl
-    """
-    from lipprep.pipeline.sources import lrw
-
-    _make(lambda chosen: lrw(root, chosen), root, out, words, labels, chunk_size, seed)
-
-
-@manifest.command("folders", cls=Command)
-@SOURCE
-def manifest_folders(root: Path, out: Path, words, labels, chunk_size, seed) -> None:
-    """ROOT/word/{train,val,test}/video.mp4, or ROOT/word/video.mp4 with a drawn split.
-
-    \b
-    Example:
-      lipprep manifest folders recordings -o manifests/mine.jsonl
-    """
-    from lipprep.pipeline.sources import folders
-
-    _make(lambda chosen: folders(root, chosen), root, out, words, labels, chunk_size, seed)
-
-
-@manifest.command("grid", cls=Command)
-@SOURCE
-@click.option("--unseen-speakers", default="", help="Speakers kept for the split `unseen`: a comma list.")
-def manifest_grid(root: Path, out: Path, words, labels, chunk_size, seed, unseen_speakers: str) -> None:
-    """ROOT/video/SPEAKER/CODE.mpg with ROOT/align/SPEAKER/CODE.align: a window a word (GRID).
-
-    \b
-    Example:
-      lipprep manifest grid data/grid -o manifests/grid.jsonl --unseen-speakers s2,s3
-    """
-    from lipprep.pipeline.sources import grid
-
-    unseen = [s.strip() for s in unseen_speakers.split(",") if s.strip()]
-    _make(lambda chosen: grid(root, chosen, unseen_speakers=unseen), root, out, words, labels, chunk_size, seed)
-
-
-@manifest.command("csv", cls=Command)
-@click.argument("table", type=FILE)
-@click.option("--root", type=FOLDER, help="What the videos' paths are relative to.  [default: the table's folder]")
-@options(*[click.option("-o", "--out", type=FILE, required=True, help="The manifest to write.")])
-@click.option("--words", help="Only these words: a comma list, or a file with a word a line.")
-@click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]")
-@click.option("--chunk-size", type=click.IntRange(1), default=512, show_default=True, help="Clips a shard, at most.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn.")
-def manifest_csv(table: Path, root: Path | None, out: Path, words, labels, chunk_size, seed) -> None:
-    """A table with the columns video and word, and any of split, start, num_frames, duration, speaker ...
-
-    \b
-    Example:
-      lipprep manifest csv clips.csv --root videos -o manifests/mine.jsonl
-    """
-    from lipprep.pipeline.sources import read_csv
-
-    if not table.is_file():
-        raise ValueError(f"there is no table {table}")
-    folder = root or table.resolve().parent
-    _make(lambda chosen: read_csv(table, chosen), folder, out, words, labels, chunk_size, seed)
-
-
-@manifest.command("check", cls=Command)
-@MANIFEST
-@ROOT
-@click.option("--min-frames", type=click.IntRange(1), default=1, show_default=True, help="Shorter videos are listed.")
-@WORKERS
-@JSON
-def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: int, workers, as_json: bool) -> None:
-    """Open every video's header before hours of work; list what is missing, unreadable or too short.
-
-    \b
-    Example:
-      lipprep manifest check -m manifests/lrw.jsonl --min-frames 29
-    """
-    from lipprep.pipeline.check import check_videos
-    from lipprep.pipeline.manifest import find_manifest, load_manifest
-
-    checked = load_manifest(manifest_path or find_manifest(), root=root)
-    problems = check_videos(checked, min_frames=min_frames, workers=workers or cores())
-    videos = len({c.video for c in checked.clips})
-    if as_json:
-        click.echo(json.dumps({"videos": videos, "problems": problems}))
-    else:
-        for problem in problems:
-            click.echo(f"{problem['class']}: {problem['video']}: {problem['message']}")
-        click.echo(f"{videos} videos checked, {len(problems)} with a problem")
-    if problems:
-        sys.exit(1)
 
 
 @click.command(cls=Command)

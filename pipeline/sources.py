@@ -1,6 +1,7 @@
 """Corpora to manifests: LRW, folders of words, GRID, CSV."""
 
 import csv
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -181,6 +182,15 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
                 raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
             if words is None or fields["word"] in words:
                 yield Row(**fields)
+
+
+def relative_to(base: Path, root: Path, rows: Iterable[Row]) -> list[Row]:
+    """Rows below `root` with their videos' paths from `base` on; ValueError where it is not `root` or above it."""
+    try:
+        prefix = root.resolve().relative_to(base.resolve())
+    except ValueError:
+        raise ValueError(f"--root {base} is neither {root} nor a folder above it") from None
+    return [dataclasses.replace(row, video=(prefix / row.video).as_posix()) for row in rows]
 
 
 def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:

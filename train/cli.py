@@ -32,6 +32,7 @@ DEVICE = click.option(
 )
 @DEVICE
 @click.option("--resume", metavar="auto|PATH", help="Go on where --run stopped, or from a run or a checkpoint file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON, the last one.")
 def train(
     overrides: tuple[str, ...],
     shards: Path,
@@ -39,6 +40,7 @@ def train(
     run: Path | None,
     device: str,
     resume: str | None,
+    as_json: bool,
 ) -> None:
     """Train a lip reader from shards.
 
@@ -63,6 +65,11 @@ def train(
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. Go on with: lipprep train --shards {shards} --run {folder} --resume auto", err=True)
         sys.exit(INTERRUPTED)
+    if as_json:
+        files = [str(path) for path in outcome.files]
+        plain = {"steps": outcome.steps, "best_val_top1": outcome.best, "seconds": outcome.seconds, "files": files}
+        click.echo(json.dumps(plain))
+        return
     click.echo(f"trained to step {outcome.steps} in {outcome.seconds / 60:.1f} minutes")
     if outcome.best is not None:
         click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")

@@ -6,6 +6,9 @@ from the points of this one. 68 of the 478 points stand for the iBUG-68 ones. Th
 and lips are the same places; the jaw's are not (they lie 13-16 % of the inter-ocular distance apart).
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -55,6 +58,24 @@ def _anchors() -> np.ndarray:
 ANCHORS = _anchors()
 
 
+@contextlib.contextmanager
+def _no_greeting() -> Iterator[None]:
+    """Send away what LiteRT's C++ says of its delegate on stderr, in the midst of progress bars; no option does."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process without stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 class _Network:
     """A tflite network of one float input on one thread.
 
@@ -65,12 +86,13 @@ class _Network:
     def __init__(self, name: str) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        self._interpreter = Interpreter(
-            model_path=str(_network_file(name)),
-            num_threads=1,
-            experimental_op_resolver_type=OpResolverType.AUTO,
-        )
-        self._interpreter.allocate_tensors()
+        with _no_greeting():
+            self._interpreter = Interpreter(
+                model_path=str(_network_file(name)),
+                num_threads=1,
+                experimental_op_resolver_type=OpResolverType.AUTO,
+            )
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
         self._outputs = [details["index"] for details in self._interpreter.get_output_details()]
 

@@ -117,6 +117,13 @@ def test_a_label_file_gives_the_order(lipprep, tmp_path):
     assert made().labels == ("yes", "no", "maybe") and {c.word: c.label for c in made().clips} == {"yes": 0, "no": 1}
 
 
+def test_paths_may_start_above_the_corpus(lipprep, tmp_path):
+    touch(tmp_path / "data/f/yes/1.mp4")
+    lipprep("manifest", "folders", "data/f", "-o", "m.jsonl", "--root", "data")
+    assert [c.video for c in made().clips] == ["f/yes/1.mp4"] and made().root == (tmp_path / "data").resolve()
+    assert "neither" in lipprep("manifest", "folders", "data/f", "-o", "m.jsonl", "--root", "data/f/yes", code=1).stderr
+
+
 def test_csv(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(

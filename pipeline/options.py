@@ -1,0 +1,58 @@
+"""The options that several commands share."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click options as one decorator, in the order that `--help` shows them."""
+    return lambda f: functools.reduce(lambda g, d: d(g), reversed(decorators), f)
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+MANIFEST = click.option(
+    "-m",
+    "--manifest",
+    "manifest_path",
+    type=FILE,
+    help="The manifest.  [default: the only one in manifests/]",
+)
+ROOT = click.option("--root", type=FOLDER, help="Where the manifest's videos lie, if they have moved.")
+WORK = click.option(
+    "-w",
+    "--work",
+    type=FOLDER,
+    default=Path("work"),
+    show_default=True,
+    help="Artefacts go to WORK/NAME/STAGE.",
+)
+OUT = click.option("-o", "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Where shards go.")
+WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+
+
+class MaxFailures(click.ParamType):
+    """A share of the planned clips (`5%`) or a number of clips."""
+
+    name = "N|P%"
+
+    def convert(self, value: object, param: object, ctx: object) -> Callable[[int], float]:
+        if callable(value):
+            return value
+        try:
+            number = float(str(value).rstrip("%"))
+        except ValueError:
+            number = -1.0
+        if number < 0:
+            self.fail(f"{value!r} is neither a share such as 5% nor a number of clips")
+        return (lambda planned: planned * number / 100) if str(value).endswith("%") else (lambda planned: number)
