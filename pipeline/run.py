@@ -197,6 +197,7 @@ def check_out(manifest: Manifest, out: Path) -> None:
 
 def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its."""
+    from lipprep.pipeline.chunk import load_mean_face
     from lipprep.stages.shard.index import Index, Shard, save_index
 
     shards, offsets, failures = [], {}, {}
@@ -210,7 +211,12 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
         kinds.update(root_class(e) for e in entries if e["status"] != "ok")
     _drop_orphans(layout.out, {s.name for s in shards})
     parameters = stage_parameters(wanted)
-    landmarks = parameters["landmarks"] if upstream("shards", wanted) else {}
+    landmarks = {k: v for k, v in parameters["landmarks"].items() if k != "archive"}
+    if not upstream("shards", wanted):
+        landmarks = {}
+    elif wanted.mean_face is not None:
+        # The points themselves: whoever has weights trained on these crops must be able to cut others like them.
+        parameters["shards"]["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
     save_index(
         layout.out,
         Index(
@@ -218,7 +224,7 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
             fingerprint=hashlib.sha256("".join(s.sha256 for s in shards).encode()).hexdigest(),
             labels=manifest.labels,
             fps=manifest.fps,
-            parameters={**{k: v for k, v in landmarks.items() if k != "archive"}, **parameters["shards"]},
+            parameters={**landmarks, **parameters["shards"]},
             failures={split: dict(sorted(kinds.items())) for split, kinds in failures.items()},
             shards=tuple(shards),
             offsets=offsets,

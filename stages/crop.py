@@ -133,8 +133,8 @@ class _Cutter:
         return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), float(self.mouth.mean()))
 
 
-def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, frame_shape: tuple) -> np.ndarray | None:
-    """The clip's matrices (T, 2, 3); None where a fixed box makes them as the frames come."""
+def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, frame_shape: tuple) -> np.ndarray:
+    """The clip's matrices (T, 2, 3) from source pixels into the patch."""
     profile = find_profile(parameters.profile)
     if profile.align is not None:
         H, W = frame_shape[:2]
@@ -179,7 +179,7 @@ def crop_clips(
         if outcome[n] is not None:
             continue
         if cutters[n] is None:
-            outcome[n] = ClipFailure("unreadable", "the video has no frames here")
+            outcome[n] = ClipFailure("too_short", f"the video ends before frame {first}")
             continue
         T = len(cutters[n].mouth)
         if window.start is None and count != T:
