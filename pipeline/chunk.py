@@ -5,10 +5,11 @@ inputs alone, never on what was made before or beside it.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,8 @@ import cv2
 import numpy as np
 
 from lipprep.pipeline.manifest import Clip, groups
-from lipprep.pipeline.plan import ROW_FIELDS, Wanted, archive_name, digest, source_stat
-from lipprep.pipeline.records import commit, read_entries
+from lipprep.pipeline.plan import ROW_FIELDS, Wanted, archive_name, digest, file_digest, source_stat
+from lipprep.pipeline.records import commit, read_entries, read_header, uncommit
 from lipprep.stages.align import mean_face
 from lipprep.stages.crop import Crop, CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
@@ -74,7 +75,7 @@ def _of(failure: Exception) -> Made:
     if isinstance(failure, ClipFailure):
         return failed(failure.kind, str(failure))
     # A fault of ours or of a library's must not cost the chunk; its clip is named, with all that is known.
-    return failed("crashed", f"{type(failure).__name__}: {failure}")
+    return failed("error", f"{type(failure).__name__}: {failure}")
 
 
 def crop_parameters(wanted: Wanted) -> CropParameters:
@@ -155,17 +156,31 @@ def _figures(points: np.ndarray) -> dict:
     return {"face_size": round(float(size), 3), "jitter": jitter}
 
 
+def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list[np.ndarray]:
+    """The box of every frame: all that a fixed profile keeps of a video. ClipFailure where it leaves the frame."""
+    x, y, w, h = box
+    patches = []
+    for frame in frames:
+        H, W = frame.shape[:2]
+        if x + w > W or y + h > H:
+            raise ClipFailure("error", f"the box {x},{y},{w},{h} leaves the {W}x{H} frames of {video}: change --box")
+        patches.append(np.ascontiguousarray(frame[y : y + h, x : x + w]))
+    return patches
+
+
 def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
     first, last = _span(clips)
     frames = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
-    if not crop_parameters(job.wanted).needs_landmarks:
-        frames = list(frames)  # a fixed box of a whole video: only its frames tell how many there are
+    parameters = crop_parameters(job.wanted)
+    if not parameters.needs_landmarks:
+        frames = _boxed(frames, parameters.box, video)  # how many there are, only they tell
+        parameters = dataclasses.replace(parameters, box=(0, 0, *parameters.box[2:]))
     windows = [
         Window(c.start, (c.num_frames or len(frames)) if p is None else len(p), p)
         for c, p in zip(clips, points, strict=True)
     ]
     face = _face(job.wanted.mean_face)
-    return crop_clips(frames, windows, crop_parameters(job.wanted), first=first, face=face)
+    return crop_clips(frames, windows, parameters, first=first, face=face)
 
 
 def _crop_figures(crop: Crop) -> dict:
@@ -189,7 +204,7 @@ def _pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
     try:
         extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
     except ValueError as error:
-        return failed("crashed", str(error))
+        return failed("too_long", str(error))
     sample = {
         "label": clip.label,
         "word": clip.word,
@@ -200,13 +215,11 @@ def _pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
         "num_frames": len(mouth),
         "split": clip.split,
     }
-    return Made({extension: payload, "json": json.dumps(sample, ensure_ascii=False).encode()}, figures)
+    return Made({extension: payload, "json": json.dumps(sample).encode()}, figures)
 
 
 def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[Made]:
-    """Samples of the clips of one video, from stored crops or, in passing, from its frames."""
-    if job.crops is not None:
-        return [_pack(job, c, mouth, {"num_frames": len(mouth)}) for c, mouth in zip(clips, inputs, strict=True)]
+    """Samples of the clips of one video, whose crops are cut in passing."""
     return [
         _pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else _of(crop)
         for c, crop in zip(clips, _cut(job, video, clips, inputs), strict=True)
@@ -232,14 +245,11 @@ class _Above:
     def input(self, key: str) -> np.ndarray:
         return npy_array(self.members.read(f"{key}.{self.extension}"))
 
+    def has(self, key: str) -> bool:
+        return self.entries[key]["status"] == "ok"
+
     def failure(self, key: str) -> Made | None:
-        entry = self.entries.get(key)
-        if entry is None:
-            return failed(
-                "upstream",
-                f"{self.stage} has no such clip",
-                upstream={"stage": self.stage, "class": "crashed"},
-            )
+        entry = self.entries[key]
         if entry["status"] == "ok":
             return None
         origin = entry["upstream"] if entry["class"] == "upstream" else {"stage": self.stage, "class": entry["class"]}
@@ -249,8 +259,15 @@ class _Above:
 def _open_above(tar: Path | None, extension: str, stage: str, files: contextlib.ExitStack) -> _Above | None:
     if tar is None:
         return None
-    entries = {e["key"]: e for e in read_entries(tar)}
+    header, entries = read_header(tar), {e["key"]: e for e in read_entries(tar)}
+    if header is None or file_digest(tar) != header["tar"]["sha256"]:
+        uncommit(tar)
+        raise ValueError(f"{tar} was damaged since it was made: run `lipprep {stage}` to make it again")
     return _Above(entries, files.enter_context(TarMembers(tar)), extension, stage)
+
+
+def _content(members: dict[str, bytes]) -> str:
+    return hashlib.sha256(b"".join(members.values())).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -271,7 +288,8 @@ class _Old:
             return None if self.retry == "" or self.retry in kinds else (entry, {})
         if self.members is None or any(f"{key}.{e}" not in self.members for e in entry["members"]):
             return None
-        return entry, {e: self.members.read(f"{key}.{e}") for e in entry["members"]}
+        members = {e: self.members.read(f"{key}.{e}") for e in entry["members"]}
+        return (entry, members) if _content(members) == entry["digest"] else None  # damaged since
 
 
 def _open_old(job: Job, files: contextlib.ExitStack) -> _Old:
@@ -305,12 +323,15 @@ def _entries(
     job: Job, old: _Old, landmarks: _Above | None, crops: _Above | None
 ) -> Iterator[tuple[dict, dict[str, bytes]]]:
     """Every clip's entry and members, in the chunk's order, video by video."""
-    for video, clips in groups(job.clips):
+    for video, clips in groups(job.clips, job.fps):
         span = _span(clips)
         known: dict[str, tuple[dict, dict[str, bytes]]] = {}
         wanting: list[tuple[Clip, str, dict | None]] = []  # clip, its inputs' digest, its source
         for clip in clips:
             source, inputs = _inputs(job, clip, span, landmarks)
+            if source is None and landmarks is None and (kept := old.entries.get(clip.key, {}).get("source")):
+                # The video is out of reach, not another one: what was made of it stays.
+                source, inputs = kept, _inputs(job, clip, span, landmarks, source=kept)[1]
             found = old.reuse(clip.key, inputs)
             if found is None:
                 wanting.append((clip, inputs, source))
@@ -320,18 +341,20 @@ def _entries(
         yield from (known[clip.key] for clip in clips)
 
 
-def _inputs(job: Job, clip: Clip, span: tuple, landmarks: _Above | None) -> tuple[dict | None, str]:
-    """The clip's source, and a digest of all that its output depends on."""
+def _inputs(
+    job: Job, clip: Clip, span: tuple, landmarks: _Above | None, *, source: dict | None = None
+) -> tuple[dict | None, str]:
+    """The clip's source, looked up unless given, and a digest of all that its output depends on."""
     parts = [job.stage, job.header["version"], job.parameters, job.fps]
     parts.append([getattr(clip, name) for name in ROW_FIELDS[job.stage]])
     if landmarks is None:
         archive = job.wanted.archive if job.stage == "landmarks" else None
-        source = source_stat(job.root, clip.video, archive)
+        source = source or source_stat(job.root, clip.video, archive)
         # A tracked face depends on where in the video tracking began.
         parts += [source, span if job.stage == "landmarks" and clip.start is not None else None]
     else:
-        entry = landmarks.entries.get(clip.key, {})
-        source = entry.get("source")
+        entry = landmarks.entries[clip.key]
+        source = entry["source"]
         parts += [source, entry.get("digest"), entry.get("class")]
     return source, digest(parts)
 
@@ -346,14 +369,19 @@ def _make(
 ) -> dict[str, tuple[dict, dict[str, bytes]]]:
     """Make the clips of one video that are not there yet."""
     began = time.perf_counter()
-    above = crops or landmarks
-    made = {c.key: m for c, _, _ in wanting if above is not None and (m := above.failure(c.key)) is not None}
+    made: dict[str, Made] = {}
+    for clip, _, _ in wanting:
+        if landmarks is not None and (failure := landmarks.failure(clip.key)) is not None:
+            made[clip.key] = failure
+        elif crops is not None and crops.has(clip.key):
+            mouth = crops.input(clip.key)
+            made[clip.key] = _pack(job, clip, mouth, {"num_frames": len(mouth)})
     todo = [c for c, _, _ in wanting if c.key not in made]
     if todo and job.stage == "landmarks":
         todo = clips  # all of the video's clips, so that tracking begins where it began
     if todo:
         try:
-            inputs = [None if above is None else above.input(c.key) for c in todo]
+            inputs = [None if landmarks is None else landmarks.input(c.key) for c in todo]
             results = _GROUP[job.stage](job, video, todo, inputs)
         except Exception as error:
             results = [_of(error)] * len(todo)
@@ -370,6 +398,5 @@ def _entry(clip: Clip, made: Made, inputs: str, source: dict | None, seconds: fl
     entry = {"key": clip.key, "status": "ok" if made.failure is None else "failed", **(made.failure or {})}
     entry |= {"source": source, "inputs": inputs, "seconds": seconds, "figures": made.figures}
     if made.members is not None:
-        content = hashlib.sha256(b"".join(made.members.values())).hexdigest()
-        entry |= {"members": list(made.members), "digest": content}
+        entry |= {"members": list(made.members), "digest": _content(made.members)}
     return entry

@@ -29,6 +29,7 @@ from lipprep.pipeline.options import (
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
+PUBLISHED = "published"
 
 
 RUN = options(
@@ -64,7 +65,11 @@ CROPS = options(
         default=None,
         help="Decode colour and convert where the reference does (7 times slower), or the luma plane.  [default: luma]",
     ),
-    click.option("--mean-face", type=FILE, help="Another mean face: .npy, (68, 2), pixels in a 256x256 frame."),
+    click.option(
+        "--mean-face",
+        type=FILE,
+        help="Another mean face: .npy, (68, 2), pixels in a 256x256 frame; or `published`.  [default: published]",
+    ),
     click.option("--box", metavar="X,Y,W,H", help="The box of profile fixed, pixels.  [default: 80,116,96,96]"),
 )
 
@@ -83,9 +88,8 @@ def _crop_flags(
     profile: str | None, crop_size: int | None, exact: bool | None, mean_face: Path | None, box: str | None
 ):
     flags = {"profile": profile, "crop_size": crop_size, "exact": exact, "box": _box(box)}
-    flags["mean_face"] = None if mean_face is None else str(mean_face.resolve())
-    if box is not None and crop_size is None:
-        flags["crop_size"] = flags["box"][2]
+    if mean_face is not None:
+        flags["mean_face"] = PUBLISHED if str(mean_face) == PUBLISHED else str(mean_face.resolve())
     return flags
 
 
@@ -100,10 +104,19 @@ def _open(manifest_path: Path | None, root: Path | None, work: Path, out: Path |
 def _want(layout, flags: dict):
     """What is wanted: the flags given, then plan.yaml, then the defaults; checked, and kept in plan.yaml."""
     from lipprep.pipeline.chunk import crop_parameters, load_mean_face
-    from lipprep.pipeline.plan import read_wanted, write_wanted
+    from lipprep.pipeline.plan import Wanted, read_wanted, write_wanted
     from lipprep.stages.shard.codec import check_codec
 
-    wanted = dataclasses.replace(read_wanted(layout.plan), **{k: v for k, v in flags.items() if v is not None})
+    before = read_wanted(layout.plan)
+    wanted = dataclasses.replace(before, **{k: v for k, v in flags.items() if v is not None})
+    if wanted.mean_face == PUBLISHED:
+        wanted = dataclasses.replace(wanted, mean_face=None)
+    fixed = wanted.profile == "fixed"
+    if flags.get("box") is not None and not fixed:
+        raise ValueError(f"--box is for --profile fixed, and the profile is {wanted.profile}")
+    if flags.get("crop_size") is None and (fixed or before.profile == "fixed"):
+        # A box has its own size, which says nothing of other profiles'.
+        wanted = dataclasses.replace(wanted, crop_size=wanted.box[2] if fixed else Wanted.crop_size)
     if wanted.detector != "archive":
         wanted = dataclasses.replace(wanted, archive=None, persons=None)
     elif wanted.archive is None:
@@ -127,6 +140,14 @@ def _finish(report, max_failures: Callable[[int], float], as_json: bool) -> None
             f"{report.failures} of {report.planned} clips failed, more than --max-failures allows: see the classes "
             "above; what was made stays"
         )
+
+
+def check_retry(kind: str | None) -> None:
+    """Raise ValueError for a class of failures that there is none of: nothing would be tried again."""
+    from lipprep.stages.failures import FAILURES
+
+    if kind and kind not in FAILURES:
+        raise ValueError(f"--retry-failed={kind}: there is no such class (classes: {', '.join(FAILURES)})")
 
 
 def _persons(wanted) -> dict[str, int] | None:
@@ -195,6 +216,8 @@ def landmarks(
         raise ValueError(f"there is no folder {archive} of landmark files")
     if persons is not None and not persons.is_file():
         raise ValueError(f"there is no table of persons {persons}")
+    if (archive or persons) and detector not in (None, "archive"):
+        raise ValueError(f"--archive and --persons are for --detector archive, not {detector}")
     detector = detector or ("archive" if archive else read_wanted(layout.plan).detector)
     # What the detector lacks is said here, once, not by every clip.
     identity = None if detector == "archive" else load_detector(detector, device=device).identity
@@ -205,6 +228,7 @@ def landmarks(
         "persons": persons and str(persons.resolve()),
     }
     wanted = _want(layout, flags)
+    check_retry(retry_failed)
     report = run_stage(
         "landmarks",
         listed,
@@ -234,6 +258,7 @@ def crops(manifest_path, root, work, workers, max_failures, retry_failed, as_jso
     from lipprep.pipeline.run import run_stage
 
     listed, layout = _open(manifest_path, root, work)
+    check_retry(retry_failed)
     wanted = _want(layout, _crop_flags(**flags))
     _finish(
         run_stage("crops", listed, layout, wanted, workers=workers or cores(), retry=retry_failed),
@@ -273,6 +298,7 @@ def shards(
     from lipprep.pipeline.run import check_out, run_stage, write_index
 
     listed, layout = _open(manifest_path, root, work, out)
+    check_retry(retry_failed)
     if not replace:
         check_out(listed, out)
     wanted = _want(layout, {**_crop_flags(**flags), "codec": codec, "quality": quality})
@@ -294,12 +320,13 @@ def status(manifest_path, root, work, out, as_json: bool) -> None:
     Example:
       lipprep status
     """
-    from lipprep.pipeline.plan import read_wanted, survey
+    from lipprep.pipeline.plan import STAGES, read_wanted, survey, upstream
     from lipprep.pipeline.status import as_json as plain
     from lipprep.pipeline.status import table
 
     listed, layout = _open(manifest_path, root, work, out)
-    chunks = survey(listed, layout, read_wanted(layout.plan))
+    wanted = read_wanted(layout.plan)
+    chunks = survey(listed, layout, wanted, STAGES if upstream("shards", wanted) else STAGES[1:])
     click.echo(json.dumps(plain(chunks)) if as_json else table(chunks))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from lipprep.stages.shard.index import SPLITS
 MANIFEST_VERSION = 1
 CHUNK_SIZE = 512  # clips: about a minute of landmarks, 34 MB of JPEG strips
 MIN_CHUNKS = 8  # a split, where its clips allow: small sets too have work for several processes
+MAX_FRAMES = 100_000  # of a window: over an hour, and far beyond any word
 STRETCH = 30.0  # seconds of a long video whose clips stay together, so that no frame is decoded twice
 
 
@@ -103,8 +105,13 @@ def seeded_rank(seed: int, *name: object) -> bytes:
 def check_video_path(video: str) -> None:
     """Raise ValueError where a manifest's path could leave the root it is relative to."""
     path = PurePosixPath(video)
-    if not video or path.is_absolute() or ".." in path.parts or "\\" in video or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in video or ":" in path.parts[0]:
         raise ValueError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
+
+
+def stretch(clip: Clip, fps: float) -> tuple[str, int]:
+    """What is decoded and tracked together: a video, or a stretch of STRETCH seconds of a long one."""
+    return clip.video, max(clip.start or 0, 0) // round(STRETCH * fps)
 
 
 def deal(clips: Iterable[Clip], *, seed: int, chunk_size: int, fps: float) -> list[Clip]:
@@ -114,8 +121,7 @@ def deal(clips: Iterable[Clip], *, seed: int, chunk_size: int, fps: float) -> li
     """
     groups: dict[tuple[str, str, int], list[Clip]] = {}
     for clip in clips:
-        stretch = max(clip.start or 0, 0) // round(STRETCH * fps)
-        groups.setdefault((clip.split, clip.video, stretch), []).append(clip)
+        groups.setdefault((clip.split, *stretch(clip, fps)), []).append(clip)
     dealt: list[Clip] = []
     for split in SPLITS:
         names = sorted((g for g in groups if g[0] == split), key=lambda g: seeded_rank(seed, *g))
@@ -152,9 +158,10 @@ def save_manifest(manifest: Manifest) -> None:
         "labels": list(manifest.labels),
     }
     with replacing(manifest.path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(header, ensure_ascii=False) + "\n")
+        # ASCII alone: names of files need not be UTF-8, and their stray bytes come back only so.
+        file.write(json.dumps(header) + "\n")
         for clip in manifest.clips:
-            file.write(json.dumps(clip.row(), ensure_ascii=False) + "\n")
+            file.write(json.dumps(clip.row()) + "\n")
 
 
 _TYPES = {
@@ -176,6 +183,12 @@ def _parse(row: object, labels: Sequence[str]) -> Clip:
         clip = Clip(**row)
     except TypeError as error:
         raise ValueError(f"fields are missing: {error}") from None
+    check_clip(clip, labels)
+    return clip
+
+
+def check_clip(clip: Clip, labels: Sequence[str]) -> None:
+    """Raise ValueError, saying why, for a clip that no manifest may hold."""
     check_video_path(clip.video)
     if clip.split not in SPLITS:
         raise ValueError(f"unknown split {clip.split!r} (known: {', '.join(SPLITS)})")
@@ -183,9 +196,14 @@ def _parse(row: object, labels: Sequence[str]) -> Clip:
         raise ValueError(f"label {clip.label} and word {clip.word!r} do not agree with the header's labels")
     if (clip.start is None) != (clip.num_frames is None) or (clip.num_frames is not None and clip.num_frames < 1):
         raise ValueError("a window has both start and num_frames, and at least one frame")
+    if (clip.num_frames or 0) > MAX_FRAMES:
+        raise ValueError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
+    for name in ("word_start", "word_end", "duration"):
+        value = getattr(clip, name)
+        if value is not None and not (math.isfinite(value) and (name != "duration" or value >= 0)):
+            raise ValueError(f"{name} is {value}, expected seconds")
     if clip.chunk < 0 or re.search(r"[^A-Za-z0-9_/@%-]|^/|(^|/)__|(^|/)(/|$)", clip.key):
         raise ValueError(f"key {clip.key!r} or chunk {clip.chunk} is not of the form that manifests have")
-    return clip
 
 
 def _lines(path: Path) -> Iterator[tuple[int, object]]:
@@ -219,8 +237,12 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
         )
     try:
         labels = tuple(header["labels"])
+        if isinstance(header["labels"], str) or {type(w) for w in labels} != {str} or len(set(labels)) < len(labels):
+            raise ValueError("labels, which are distinct words")
         fps, seed, size = float(header["fps"]), int(header["seed"]), int(header["chunk_size"])
         stored = Path(header["root"])
+        if not 1 <= fps <= 1000:
+            raise ValueError(f"fps ({fps}), frames a second from 1 to 1000")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its header lacks or misstates {error}") from error
     clips: list[Clip] = []
@@ -256,7 +278,7 @@ def find_manifest(folder: Path = Path("manifests")) -> Path:
     raise ValueError(f"{folder}/ holds several manifests, choose one with -m: {', '.join(map(str, found))}")
 
 
-def groups(clips: Iterable[Clip]) -> Iterator[tuple[str, list[Clip]]]:
-    """Runs of neighbouring clips of one video, as `deal` put them: (video, clips)."""
-    for video, members in itertools.groupby(clips, key=lambda c: c.video):
+def groups(clips: Iterable[Clip], fps: float) -> Iterator[tuple[str, list[Clip]]]:
+    """Runs of neighbouring clips of one stretch of a video, as `deal` put them: (video, clips)."""
+    for (video, _), members in itertools.groupby(clips, key=lambda c: stretch(c, fps)):
         yield video, list(members)

@@ -53,6 +53,6 @@ class MaxFailures(click.ParamType):
             number = float(str(value).rstrip("%"))
         except ValueError:
             number = -1.0
-        if number < 0:
+        if not 0 <= number < float("inf"):
             self.fail(f"{value!r} is neither a share such as 5% nor a number of clips")
         return (lambda planned: planned * number / 100) if str(value).endswith("%") else (lambda planned: number)

@@ -69,8 +69,9 @@ def write_wanted(path: Path, wanted: Wanted) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a small file that a stage reads (a mean face, a table)."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """The sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:
@@ -89,7 +90,7 @@ def stage_parameters(wanted: Wanted) -> dict[str, dict]:
     crops: dict = {"profile": wanted.profile, "crop_size": wanted.crop_size, "exact": wanted.exact}
     if wanted.profile == "fixed":
         crops["box"] = list(wanted.box)
-    else:
+    elif wanted.profile != "unaligned":
         crops["mean_face"] = wanted.mean_face and file_digest(Path(wanted.mean_face))
     shards: dict = {"codec": wanted.codec}
     if wanted.codec == "jpeg":
@@ -197,17 +198,19 @@ def _why(old: Mapping, new: Mapping) -> str:
 def survey(manifest: Manifest, layout: Layout, wanted: Wanted, stages: tuple[str, ...] = STAGES) -> list[Chunk]:
     """The state of every chunk of `stages`, from the records' headers and the sources' sizes and times alone."""
     parameters = stage_parameters(wanted)
+    aligned = upstream("shards", wanted) is not None
     chunks: list[Chunk] = []
     for (split, number), clips in manifest.chunks().items():
-        first = _judge(
-            "landmarks", split, number, clips, manifest, layout, parameters["landmarks"], None, wanted.archive
-        )
+        first = None
+        if aligned or "landmarks" in stages:
+            first = _judge(
+                "landmarks", split, number, clips, manifest, layout, parameters["landmarks"], None, wanted.archive
+            )
         for stage in stages:
             if stage == "landmarks":
-                if upstream("shards", wanted):
-                    chunks.append(first)
+                chunks.append(first)
             else:
-                above = first if upstream(stage, wanted) else None
+                above = first if aligned else None
                 chunks.append(_judge(stage, split, number, clips, manifest, layout, parameters[stage], above))
     return chunks
 
@@ -250,6 +253,8 @@ def _judge(
             reason = f"fps {header['fps']} -> {manifest.fps}"
         elif above is None:
             reason = "videos were replaced or touched"
+            if missing := sum(not (manifest.root / video).is_file() for video in {c.video for c in clips}):
+                reason = f"{missing} of its videos are missing below {manifest.root}"
         else:
             reason = "its landmarks changed" if above.state == "fresh" else f"its landmarks are {above.state}"
     return Chunk(stage, split, number, clips, tar, state, reason, header, rows, inputs, fingerprint)

@@ -49,22 +49,30 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
     """
     tar.close()
     path = record_path(tar.path)
+    lines = [json.dumps(e, allow_nan=False) + "\n" for e in entries]
     counts = Counter("ok" if e["status"] == "ok" else root_class(e) for e in entries)
     header = {
         "lipprep_record": RECORD_VERSION,
         **header,
         "planned": len(entries),
         "counts": dict(sorted(counts.items())),
+        "entries_bytes": sum(map(len, lines)),
         "tar": {"bytes": tar.bytes, "sha256": tar.sha256},
         "packages": package_versions(),
         "cpu": cpu_kind(),
     }
+    uncommit(tar.path)
+    tar.publish()
+    write_text(path, json.dumps(header, allow_nan=False) + "\n" + "".join(lines))
+    return header
+
+
+def uncommit(tar: Path) -> None:
+    """Remove the record of a tar, which then does not exist any more."""
+    path = record_path(tar)
     if path.exists():
         path.unlink()
         fsync_folder(path.parent)
-    tar.publish()
-    write_text(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in (header, *entries)))
-    return header
 
 
 def root_class(entry: dict) -> str:
@@ -72,30 +80,33 @@ def root_class(entry: dict) -> str:
     return entry["upstream"]["class"] if entry["class"] == "upstream" else entry["class"]
 
 
-def _valid(header: object, tar: Path) -> bool:
+def _valid(line: str, tar: Path) -> dict | None:
+    """The header in a record's first line, if record and tar both have the sizes that it says."""
     try:
-        return header["lipprep_record"] == RECORD_VERSION and tar.stat().st_size == header["tar"]["bytes"]
-    except (OSError, KeyError, TypeError):
-        return False
+        header = json.loads(line)
+        whole = len(line.encode()) + header["entries_bytes"] == record_path(tar).stat().st_size
+        known = header["lipprep_record"] == RECORD_VERSION
+        return header if known and whole and tar.stat().st_size == header["tar"]["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_header(tar: Path) -> dict | None:
     """The header of the record of `tar`; None where the two are not committed together."""
     try:
-        with record_path(tar).open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
+        with record_path(tar).open(encoding="utf-8", newline="") as file:
+            return _valid(file.readline(), tar)
     except (OSError, ValueError):
         return None
-    return header if _valid(header, tar) else None
 
 
 def read_entries(tar: Path) -> list[dict]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
     try:
-        header, *entries = map(json.loads, record_path(tar).read_text(encoding="utf-8").splitlines())
+        with record_path(tar).open(encoding="utf-8", newline="") as file:
+            return [json.loads(line) for line in file] if _valid(file.readline(), tar) else []
     except (OSError, ValueError):
         return []
-    return entries if _valid(header, tar) and len(entries) == header["planned"] else []
 
 
 def add_counts(headers: Iterable[dict]) -> Counter:

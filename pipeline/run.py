@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.plan import Chunk, Layout, Wanted, stage_parameters, survey, upstream
+from lipprep.pipeline.plan import STAGES, Chunk, Layout, Wanted, archive_name, stage_parameters, survey, upstream
 from lipprep.pipeline.records import add_counts, read_entries, read_header, record_path, root_class
 from lipprep.stages.failures import FAILURES
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """What a stage has after a run, in clips: `planned` = `ok` + `failed` by class; and what this run did."""
+    """What a stage has after a run, in clips: `planned` = `ok` + `failed` by class; and what this run did.
+
+    `example` names a clip of each class of failures; `mixed` says that chunks were made on several kinds of CPU
+    or with several versions of packages, so that their bytes need not be those of any single machine.
+    """
 
     stage: str
     planned: int
@@ -34,6 +39,7 @@ class Report:
     clips_made: int
     seconds: float
     example: dict[str, str]
+    mixed: bool
 
     @property
     def failures(self) -> int:
@@ -74,7 +80,8 @@ def make_jobs(
             tar=chunk.tar,
             landmarks=layout.tar(above, *place) if above else None,
             crops=layout.tar("crops", *place) if place in stored_crops else None,
-            persons=persons,
+            persons=persons
+            and {n: persons[n] for n in map(archive_name, {c.video for c in chunk.clips}) if n in persons},
             device=device,
             retry=retry,
         )
@@ -101,9 +108,11 @@ def run_stage(
     from lipprep.pipeline.chunk import run_job
 
     began = time.perf_counter()
-    chunks = survey(manifest, layout, wanted)
-    mine = [c for c in chunks if c.stage == stage]
+    check_root(manifest)
     above = upstream(stage, wanted)
+    needed = {stage, above, "crops" if stage == "shards" else stage}
+    chunks = survey(manifest, layout, wanted, tuple(s for s in STAGES if s in needed))
+    mine = [c for c in chunks if c.stage == stage]
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
         raise ValueError(
             f"{len(absent)} of {len(mine)} chunks of {above} are {absent[0].state}"
@@ -116,6 +125,9 @@ def run_stage(
     jobs = make_jobs(
         stage, manifest, layout, wanted, pending, stored_crops=stored, persons=persons, device=device, retry=retry
     )
+    if stage == "shards" and pending:
+        # From here to the end the folder holds old and new shards: no index may call them one set.
+        (layout.out / "index.json").unlink(missing_ok=True)
     made = 0
     # One task a chunk, results as they come: nothing waits for a slow chunk, and no list of results grows.
     pool = Parallel(n_jobs=min(workers, max(1, len(pending))), return_as="generator_unordered", batch_size=1)
@@ -137,6 +149,7 @@ def run_stage(
     planned = sum(counts.values())
     assert planned == len(manifest.clips), "clips were lost or counted twice"
     ok = counts.pop("ok", 0)
+    kinds = {json.dumps([h["cpu"], h["packages"]], sort_keys=True) for h in headers}
     return Report(
         stage=stage,
         planned=planned,
@@ -147,7 +160,17 @@ def run_stage(
         clips_made=made,
         seconds=time.perf_counter() - began,
         example=_examples(mine, headers, counts),
+        mixed=len(kinds) > 1,
     )
+
+
+def check_root(manifest: Manifest) -> None:
+    """Raise ValueError where not one video is where the manifest says: a disk is missing, or the root has moved."""
+    if not any((manifest.root / clip.video).is_file() for clip in manifest.clips):
+        raise ValueError(
+            f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
+            "mounted? If they have moved, say where with --root"
+        )
 
 
 def _to_retry(chunk: Chunk, retry: str | None) -> bool:
@@ -181,7 +204,10 @@ def check_out(manifest: Manifest, out: Path) -> None:
     """Refuse a folder that holds the shards of another data set. Raises ValueError, which names both."""
     from lipprep.stages.shard.index import load_index
 
-    names = {h["dataset"] for tar in out.glob("*.tar") if (h := read_header(tar)) is not None}
+    headers = [h for tar in out.glob("*.tar") if (h := read_header(tar)) is not None]
+    if any(h["stage"] != "shards" for h in headers):
+        raise ValueError(f"{out} holds the artefacts of another stage: choose another -o")
+    names = {h["dataset"] for h in headers}
     labels = manifest.labels
     if (out / "index.json").is_file():
         with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
@@ -204,6 +230,7 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     for split, number in manifest.chunks():
         tar = layout.tar("shards", split, number)
         header, entries = read_header(tar), read_entries(tar)
+        assert header is not None and len(entries) == header["planned"], tar
         ok = [e for e in entries if e["status"] == "ok"]
         shards.append(Shard(tar.name, split, len(ok), header["tar"]["bytes"], header["tar"]["sha256"]))
         offsets[tar.name] = [*(e["offset"] for e in ok), header["end"]]
@@ -239,6 +266,10 @@ def summary(report: Report) -> str:
         lines.append(f"  {kind}: {count} ({FAILURES[kind]}), e.g. {report.example.get(kind, '')}")
     rate = f", {report.clips_made / report.seconds:.1f} clips/s" if report.clips_made else ""
     lines.append(f"  {report.chunks_made} chunks made, {report.chunks_fresh} were fresh{rate}")
+    if report.mixed:
+        lines.append(
+            "  warning: chunks were made on different CPUs or package versions; bytes may differ between those"
+        )
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from lipprep.pipeline.manifest import (
     SPLITS,
     Clip,
     Manifest,
+    check_clip,
     check_video_path,
     clip_key,
     deal,
@@ -194,10 +195,8 @@ def relative_to(base: Path, root: Path, rows: Iterable[Row]) -> list[Row]:
 
 
 def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:
-    """Splits for rows that have none, by video: seeded, the same for a video whatever else there is in its stratum.
-
-    Videos are dealt word by word where each has one word, else (sentences) speaker by speaker, so that each
-    has its share of every split.
+    """Splits for rows that have none, drawn by video: word by word where each video has one word, else (sentences)
+    speaker by speaker, so that each has its share of every split.
     """
     free = [r for r in rows if r.split is None]
     words: dict[str, set[str]] = {}
@@ -258,12 +257,10 @@ def make_manifest(
             raise ValueError(f"{row.video}: unknown split {name!r} (known: {', '.join(SPLITS)})")
         if splits.setdefault(row.video, name) != name:
             raise ValueError(f"{row.video} is in splits {splits[row.video]} and {name}: splits share no video")
-        if (row.start is None) != (row.num_frames is None):
-            raise ValueError(f"{row.video}: a window needs both start and num_frames")
         key = row.key or clip_key(row.video, row.start)
         if key in clips:
             raise ValueError(f"two clips have the key {key!r} (e.g. {row.video}): rename one of the videos")
-        clips[key] = Clip(
+        clip = Clip(
             key=key,
             video=row.video,
             split=name,
@@ -277,5 +274,10 @@ def make_manifest(
             duration=row.duration,
             speaker=row.speaker,
         )
+        try:
+            check_clip(clip, labels)
+        except ValueError as error:
+            raise ValueError(f"{row.video}: {error}") from None
+        clips[key] = clip
     dealt = deal(clips.values(), seed=seed, chunk_size=chunk_size, fps=fps)
     return Manifest(Path(path), Path(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))

@@ -136,7 +136,7 @@ PROFILES = {
             "five stable points, forward 12-frame mean",
             _align_2021,
             gray_first=False,
-            truncate=False,
+            truncate=True,
         ),
         Profile("lrw2022", "eight stable points, centred window", _align_2022),
         Profile("unaligned", "round the raw mouth centre, no alignment", _unaligned, aligned=False),

@@ -4,6 +4,7 @@ Half of the cost of a usual reader is the conversion to colour and back. The lum
 saw as gray; one look-up table brings it to the gray that a conversion through BGR would give.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ import numpy as np
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr, gray_from_luma
 
-# Formats whose first plane is 8-bit luma. Others are converted before their luma is taken.
+# Demuxers for the files that people call videos, and sound files, to be told as such. Playlists (concat, hls,
+# dash) are not among them: one that calls itself a video would open other files.
+_DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg,wav,mp3,aac,flac"
+# Formats whose first plane is 8-bit luma. Others take the way through BGR.
 _LUMA_FORMATS = {f"yuv{j}{s}p" for j in ("", "j") for s in ("420", "422", "444", "440", "411", "410")} | {
     "nv12",
     "nv21",
@@ -24,13 +28,17 @@ _LUMA_FORMATS = {f"yuv{j}{s}p" for j in ("", "j") for s in ("420", "422", "444",
     "gray",
 }
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_LATE_FRAMES, _LATE_SHARE = 2, 0.02  # of the told duration: writers round it, or leave the last frame's length out
 _SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up to there costs under 60 ms
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says: size in pixels, frames a second, frames (0 if unsaid), length in seconds."""
+    """What a video's header says: size in pixels as displayed, frames a second, frames, length in seconds.
+
+    Frames and length are 0 where the header has neither.
+    """
 
     width: int
     height: int
@@ -46,11 +54,11 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.video.stream.Vide
     if not path.stat().st_size:
         raise ClipFailure("unreadable", f"{path} is empty")
     try:
-        # Only plain files: a playlist that calls itself a video must not open anything else.
-        container = av.open(str(path.resolve()), options={"protocol_whitelist": "file"})
+        options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+        container = av.open(str(path.resolve()), options=options)
     except (av.FFmpegError, ValueError) as error:
         raise ClipFailure("unreadable", f"{path} is not a video, or cut short: {_reason(error)}") from error
-    stream = next(iter(container.streams.video), None)
+    stream = container.streams.best("video")  # not the first: that may be a cover picture
     if stream is None:
         container.close()
         raise ClipFailure("no_video", f"{path} has no video stream")
@@ -71,17 +79,26 @@ def probe(path: Path) -> VideoInfo:
     """Read a video's header. Raises ClipFailure (unreadable, no_video) where there is none."""
     container, stream = _open(path)
     with container:
+        turns = 0
+        with contextlib.suppress(av.FFmpegError):  # PyAV tells the display matrix of frames alone
+            turns = next((_turns(frame) for frame in container.decode(stream)), 0)
         rate = float(_rate(stream))
         if stream.duration is not None:
             duration = float(stream.duration * stream.time_base)
         else:
             duration = (container.duration or 0) / av.time_base
-        context = stream.codec_context
-        return VideoInfo(context.width, context.height, rate, stream.frames or round(duration * rate), duration)
+        size = stream.codec_context.width, stream.codec_context.height
+        width, height = size[::-1] if turns % 2 else size
+        return VideoInfo(width, height, rate, stream.frames or round(duration * rate), duration)
+
+
+def _turns(frame: av.VideoFrame) -> int:
+    """Quarter turns counter-clockwise that bring a frame upright; a phone held upright films lying frames."""
+    return 0 if frame.rotation % 90 else frame.rotation // 90 % 4
 
 
 def _bgr(frame: av.VideoFrame) -> np.ndarray:
-    return frame.to_ndarray(format="bgr24")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="bgr24"), _turns(frame)))
 
 
 class GrayFrame:
@@ -94,17 +111,16 @@ class GrayFrame:
     __slots__ = ("_full_range", "_luma", "shape")
 
     def __init__(self, frame: av.VideoFrame) -> None:
-        if frame.format.name in _LUMA_FORMATS:
-            self._full_range = frame.format.name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
-        elif frame.format.is_rgb:
+        name = frame.format.name
+        if name in _LUMA_FORMATS:
+            # Conversions take gray as full range whatever the stream says, and YUV as it says.
+            self._full_range = name == "gray" or name.startswith("yuvj") or int(frame.color_range) == _FULL_RANGE
+            plane = frame.planes[0]
+            # Planes may be padded; the view keeps the plane, and so the picture, alive.
+            luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+            self._luma = np.rot90(luma, _turns(frame))
+        else:  # RGB, deeper than 8 bits, or interleaved
             self._luma, self._full_range = gray_from_bgr(_bgr(frame)), True
-            self.shape = self._luma.shape
-            return
-        else:  # deeper than 8 bits, or interleaved
-            frame, self._full_range = frame.reformat(format="yuv420p"), int(frame.color_range) == _FULL_RANGE
-        plane = frame.planes[0]
-        # Planes may be padded; the view keeps the plane, and so the picture, alive.
-        self._luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
         self.shape = self._luma.shape
 
     def __getitem__(self, part: slice | tuple[slice, slice]) -> np.ndarray:
@@ -118,8 +134,15 @@ class GrayFrame:
 def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.VideoFrame]:
     """The frames in order of presentation; raises ClipFailure("truncated") where the file ends too early."""
     packets = frames = 0
+    ends = {stream.index: 0.0}  # of each stream, in seconds
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux():  # all streams: a file may end with its sound
+            shown = packet.dts if packet.pts is None else packet.pts
+            if shown is not None:
+                end = float((shown + (packet.duration or 0)) * packet.time_base)
+                ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
+            if packet.stream.index != stream.index:  # packet.stream_index is 0 for those that flush
+                continue
             if packet.is_corrupt:
                 raise ClipFailure("truncated", f"{path} is damaged at packet {packets}")
             packets += packet.size > 0
@@ -130,8 +153,29 @@ def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.Video
         raise ClipFailure("truncated", f"{path} cannot be decoded beyond packet {packets}: {_reason(error)}") from error
     if whole and not frames:
         raise ClipFailure("unreadable", f"{path} holds no frame that can be decoded")
-    if whole and packets < stream.frames:
-        raise ClipFailure("truncated", f"{path} ends after {packets} of {stream.frames} frames")
+    if whole:
+        _check_end(path, container, stream, packets, ends)
+
+
+def _check_end(path: Path, container, stream, packets: int, ends: dict[int, float]) -> None:
+    """Raise ClipFailure("truncated") where a file read to its end has less than its header tells, by count or time.
+
+    Containers that count no frames, Matroska aside, tell nothing, or what was guessed from the size of the file.
+    """
+    frame, end = 1 / float(_rate(stream)), ends[stream.index]
+    if "matroska" in container.format.name:
+        # Where the header is silent, a duration guessed from the bit rate is noted for the streams, too.
+        told = (container.duration or 0) / av.time_base if stream.duration is None else 0.0
+        cut = max(ends.values()) < told - _LATE_FRAMES * frame - _LATE_SHARE * told
+    else:
+        # The count is not enough. In mp4 it includes the frames that an edit list leaves out, as the duration does
+        # not; in avi, whose duration shrinks with the file, those that were skipped when it was recorded.
+        told = stream.frames * frame
+        if "mp4" in container.format.name and stream.duration is not None:
+            told = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        cut = packets < stream.frames and end < told - frame / 2
+    if cut:
+        raise ClipFailure("truncated", f"{path} ends after {packets} frames, {end:.2f} s, before its header says")
 
 
 def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
@@ -167,7 +211,8 @@ def read_frames(
 
     Frames are counted at `fps`. A video of another rate is resampled by time: frame k is the one on screen
     at k / fps seconds, to half a frame. A frame is a GrayFrame, or with `color` an array (H, W, 3) BGR uint8
-    (bit-identical to cv2.VideoCapture's). Raises ClipFailure: unreadable, no_video, truncated.
+    (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix. Raises
+    ClipFailure: unreadable, no_video, truncated.
     """
     convert = _bgr if color else GrayFrame
     wanted = first

@@ -8,6 +8,8 @@ on the host (as a loader gives them) and nothing here waits for the device.
 Letters of the shape suffixes: B clips, T frames, H and W pixels.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +44,9 @@ class AugmentOptions:
     shift: float = 0.0  # fraction of half the crop's width, either way, on top of the random crop
 
     def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}: it must be a finite number")
         if self.crop_size < 1 or self.std <= 0 or not 0 <= self.flip <= 1:
             raise ValueError("crop_size and std must be positive, and flip a probability")
         for name in ("mixup", "time_mask", "gain", "bias", "rotation", "shift"):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from lipprep.stages.atomic import replacing, write_text
-from lipprep.stages.shard.index import Index
+from lipprep.stages.shard.index import Index, check_parameters
+from lipprep.train.metrics import warn
 
 CHECKPOINT_VERSION = 1
 LAST, BEST = "last.pt", "best.pt"
@@ -83,6 +84,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors and plain containers, which is never executed ({reason})"
         ) from error
+    if isinstance(state, dict) and "model_state_dict" in state:
+        raise ValueError(
+            f"{path} is no checkpoint of lipprep but one of the published form (model_state_dict): importing "
+            "published checkpoints is not part of this version"
+        )
     if not isinstance(state, dict) or "lipprep_checkpoint" not in state:
         raise ValueError(f"{path} is no checkpoint of lipprep")
     if (version := state.pop("lipprep_checkpoint")) != CHECKPOINT_VERSION:
@@ -93,15 +99,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     wrong += sorted(set(state) - set(fields))
     if not wrong and not all(isinstance(label, str) for label in state["labels"]):
         wrong.append("labels")
-    if not wrong and not isinstance(state["parameters"].get("profile"), str):
-        wrong.append("parameters")
     if wrong:
         raise ValueError(f"{path} is a damaged checkpoint (fields: {', '.join(wrong)})")
+    try:
+        check_parameters(state["parameters"], state["fps"])
+    except ValueError as error:
+        raise ValueError(f"{path} is a damaged checkpoint (parameters: {error})") from error
     return Checkpoint(**state)
 
 
 def check_fits(checkpoint: Checkpoint, index: Index) -> None:
-    """Raise ValueError, saying what differs, where a model cannot be used on these shards."""
+    """Raise ValueError, saying what differs, where a model cannot be used on these shards.
+
+    Warns where it can, but the crops were made by other means: another detector, or another `exact`.
+    """
     if list(index.labels) != checkpoint.labels:
         ours, theirs = set(checkpoint.labels), set(index.labels)
         if ours == theirs:
@@ -119,3 +130,22 @@ def check_fits(checkpoint: Checkpoint, index: Index) -> None:
             f"the checkpoint was trained on crops of profile {checkpoint.profile}, the shards are of {index.profile}: "
             f"make shards with `lipprep shards --profile {checkpoint.profile}`"
         )
+    if index.fps != checkpoint.fps:
+        raise ValueError(f"the checkpoint was trained on clips of {checkpoint.fps} fps, the shards have {index.fps}")
+    ours, theirs = checkpoint.parameters, index.parameters
+    for name, flag in (("mean_face", "--mean-face"), ("box", "--box")):
+        if _plain(ours.get(name)) != _plain(theirs.get(name)):
+            raise ValueError(
+                f"the checkpoint was trained on crops of another {name} than the shards have: make shards with "
+                f"the same {flag} as those it was trained on"
+            )
+    for name, default in (("exact", False), ("detector", None), ("identity", None)):
+        if ours.get(name, default) != theirs.get(name, default):
+            warn(
+                f"the checkpoint was trained on crops with {name} {ours.get(name, default)}, those of the shards "
+                f"have {theirs.get(name, default)}: accuracy may be lower for it"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -120,6 +120,9 @@ def evaluate(
     click.echo(f"{results['checkpoint']}, step {results['step']}; split {split}, {results['words']} words")
     click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
     click.echo(f"top-5 {_percent(results['top5'])}")
+    if missing := results["not_in_shards"]:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(missing.items()))
+        click.echo(f"{sum(missing.values())} clips of the split are in no shard, and not counted: {kinds}")
     if groups:
         click.echo("within the word's group:")
         overall = results["all_groups"]
@@ -154,23 +157,26 @@ def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str,
       lipprep predict me.mp4 --checkpoint runs/small
       lipprep predict recordings/ --checkpoint runs/small -k 3 --json
     """
+    from tqdm import tqdm
+
     from lipprep.train.predict import find_videos, load_reader
 
     reader = load_reader(checkpoint, device=device)
     answers, failed = [], False
-    for video in find_videos(videos):
+    found = find_videos(videos)
+    for video in tqdm(found, unit="video", desc="predict", leave=False, disable=len(found) == 1 or None):
         try:
             words = reader.read(video, count=count)
         except (ValueError, OSError) as error:
             failed = True
             answers.append({"video": str(video), "error": str(error)})
-            click.echo(f"{video}: {error}", err=True)
+            tqdm.write(f"{video}: {error}", file=sys.stderr)
             continue
         answers.append({"video": str(video), "words": [{"word": w, "probability": p} for w, p in words]})
         if not as_json:
-            click.echo(video)
+            tqdm.write(str(video))
             for word, probability in words:
-                click.echo(f"  {100 * probability:5.1f} %  {word}")
+                tqdm.write(f"  {100 * probability:5.1f} %  {word}")
     if as_json:
         click.echo(json.dumps(answers, indent=1))
     if failed:

@@ -1,9 +1,11 @@
 """What a training run is made of: recipes, overrides on the command line, and the types of both."""
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,8 @@ class Config:
     cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
     `save_every` counts steps; without it, last.pt is saved after every epoch only. `workers` are processes
     that read and decode; without it, the device and the number of cores decide. `precision` auto is bf16
-    autocast on CUDA and on CPUs with bf16 instructions, fp32 elsewhere.
+    autocast on CUDA and on CPUs with bf16 instructions, fp32 elsewhere, in training steps; all else runs in
+    fp32 unless `precision` is bf16. `resolved` is what a run made of its settings: device, precision, workers.
     """
 
     recipe: str
@@ -45,8 +48,12 @@ class Config:
     workers: int | None = None
     log_every: int = 20
     save_every: int | None = None
+    resolved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
         for name in ("epochs", "max_steps", "batch_size", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -84,17 +91,24 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
             close = difflib.get_close_matches(recipe, recipes(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"there is no recipe {recipe!r}: {hint}(recipes: {', '.join(recipes())}, or a FILE.yaml)")
+    return config_from({**_read_yaml(path), "recipe": name}, overrides)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The Config that a run saved, with overrides on top. Raises ValueError."""
     try:
-        plain = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {recipe} is no readable YAML: {error}") from error
-    if not OmegaConf.is_dict(plain):
-        raise ValueError(f"recipe {recipe} is no mapping of settings")
-    return config_from({**OmegaConf.to_container(plain, resolve=False), "recipe": name}, overrides)
+        return config_from(_read_yaml(path), overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
-    """The Config of plain containers (a recipe's, a checkpoint's), with overrides on top. Raises ValueError."""
+    """The Config of plain containers (a recipe's, a checkpoint's), with overrides on top.
+
+    Raises ValueError, also for OmegaConf's interpolations `${...}`: they can read the environment.
+    """
+    if any("${" in text for text in (*_strings(plain), *overrides)):
+        raise ValueError("settings with ${...} in them are not read: write the value itself")
     try:
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(plain)))
         for override in overrides:
@@ -122,6 +136,42 @@ def as_plain(config: Config) -> dict:
 def save_config(config: Config, path: Path) -> None:
     """Write the config as YAML that `load_recipe` reads again."""
     write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """The settings, by their dotted keys, in which two configs differ, as `lr=0.003, not 0.001`."""
+    a, b = dict(_leaves(as_plain(ours))), dict(_leaves(as_plain(theirs)))
+    keys = [key for key in {**a, **b} if key != "recipe" and key.split(".")[0] != "resolved"]
+    return [f"{key}={a.get(key)}, not {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
+
+
+def _read_yaml(path: Path | Traversable) -> dict:
+    try:
+        plain = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is no readable YAML: {error}") from error
+    if not OmegaConf.is_dict(plain):
+        raise ValueError(f"{path.name} is no mapping of settings")
+    return OmegaConf.to_container(plain, resolve=False)
+
+
+def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _strings(tree: object) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from (*_strings(key), *_strings(value))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _strings(value)
 
 
 def _keys(tree: Mapping, prefix: str = "") -> Iterator[str]:

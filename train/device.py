@@ -31,11 +31,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def training_precision(device: torch.device, precision: str) -> str:
+    """What `auto` means for training steps: bf16 on CUDA and on CPUs that have it, else fp32."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" or _cpu_has_bf16(device) else "fp32"
+    return precision
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context to run a model in: bf16 where asked for, and by `auto` on CUDA and on CPUs that have it."""
-    if precision == "bf16" or (precision == "auto" and (device.type == "cuda" or _cpu_has_bf16(device))):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    """The context to run a model in: bf16 where `precision` is just that, else fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

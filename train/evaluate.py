@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import load_index
@@ -35,14 +36,27 @@ def classify(
     device: torch.device,
     precision: str,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The model's answer to each clip once: logits (N, C) float32, labels (N,) int64, and the clips' keys."""
+    """The model's answer to each clip once: logits (N, C) float32, labels (N,) int64, and the clips' keys.
+
+    A network that sees the padding gets the clips of each length by themselves, without any, so that a clip's
+    answer does not depend on what it is batched with.
+    """
     logits, labels, keys = [], [], []
     model.eval()
     with torch.inference_mode():
-        for batch in loader:
-            x_B1TSS = eval_batch(batch["video"].to(device, non_blocking=True), batch["lengths"], options)
-            with autocast(device, precision):
-                logits.append(model(x_B1TSS, batch["lengths"].to(device, non_blocking=True)).float())
+        for batch in tqdm(loader, unit="batch", desc="classify", leave=False, disable=None, dynamic_ncols=True):
+            lengths_B = batch["lengths"]
+            rows = [torch.arange(len(lengths_B))]
+            if not model.ignores_padding:
+                rows = [(lengths_B == length).nonzero()[:, 0] for length in lengths_B.unique()]
+            parts = []
+            for rows_b in rows:
+                lengths_b = lengths_B[rows_b]
+                video_bTSS = batch["video"][rows_b, : lengths_b.max()].to(device, non_blocking=True)
+                x_b1TSS = eval_batch(video_bTSS, lengths_b, options)
+                with autocast(device, precision):
+                    parts.append(model(x_b1TSS, lengths_b.to(device, non_blocking=True)).float())
+            logits.append(torch.cat(parts)[torch.cat(rows).argsort().to(device, non_blocking=True)])
             labels.append(batch["labels"])
             keys += batch["keys"]
     return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), keys
@@ -129,8 +143,9 @@ def evaluate(
 ) -> dict:
     """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
 
-    Returns what results.json there holds. Raises ValueError where the checkpoint is none, or is of another
-    label set or alignment profile than the shards.
+    Returns what results.json there holds; `not_in_shards` counts, by class of failure, the clips of the split
+    that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, or
+    its labels or its training crops are not like those of the shards.
     """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
@@ -161,6 +176,7 @@ def evaluate(
         "top1": correct / len(labels_N),
         "top1_interval95": list(wilson(correct, len(labels_N))),
         "top5": top_k(logits_NC, labels_N, 5),
+        "not_in_shards": dict(index.failures.get(split, {})),
     }
     if wanted:
         results |= within_groups(logits_NC, labels_N, labels=index.labels, groups=wanted)

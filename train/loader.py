@@ -10,6 +10,7 @@ Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import joblib
@@ -74,11 +75,15 @@ class ShardBatches(Dataset):
             raise ValueError(
                 f"shard {path}: clip {sample['key']} has label {label!r}, its index has {self.num_classes} labels"
             )
+        duration = sample.get("duration")
+        known = type(duration) in (int, float) and 0 <= duration <= torch.finfo(torch.float32).max
+        if duration is not None and not known:
+            raise ValueError(f"shard {path}: clip {sample['key']} has duration {duration!r}, no number of seconds")
         return sample
 
 
 class BatchLoader:
-    """Reads planned batches ahead of their use, in `workers` processes (0: in this one, when asked for)."""
+    """Reads planned batches ahead of their use, in `workers` processes (0: one batch ahead, in a thread)."""
 
     def __init__(self, batches: ShardBatches, plan: Iterable[np.ndarray], *, workers: int, pin_memory: bool) -> None:
         methods = multiprocessing.get_all_start_methods()
@@ -98,9 +103,18 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[dict]:
         """Raises the ValueError of a batch that could not be read, in its turn."""
-        for batch in self._loader:
+        for batch in self._loader if self._loader.num_workers else _ahead(iter(self._loader)):
             if isinstance(batch, ValueError):
                 raise batch
+            yield batch
+
+
+def _ahead(batches: Iterator) -> Iterator:
+    """The batches in their order; a thread reads the next one while one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(next, batches, None)
+        while (batch := future.result()) is not None:
+            future = thread.submit(next, batches, None)
             yield batch
 
 

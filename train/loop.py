@@ -1,13 +1,15 @@
 """The training loop, from top to bottom, with nothing hidden in callbacks.
 
 Every random draw of step n comes from (seed, n), the batches come from the plan, and the learning rate from
-the step alone. So a run that was killed and resumed ends in the same weights, to the bit, as one that was
-not, as long as device and number of threads stay the same.
+the step alone. So a run that was killed and resumed on a CPU ends in the same weights, to the bit, as one that
+was not, as long as the number of threads and the precision stay the same. On a GPU the same holds but for the
+order in which its kernels add.
 
 Shapes: B clips, N clips of a whole split, T frames, S side of a crop in pixels, C words (classes).
 """
 
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -24,12 +26,14 @@ from lipprep.stages.shard.index import Index, load_index
 from lipprep.train.augment import cross_entropy, train_batch
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, check_fits, save_checkpoint
 from lipprep.train.config import Config, as_plain, save_config
-from lipprep.train.device import autocast, choose_device, load_weights, new_model, place
+from lipprep.train.device import autocast, choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.epoch import evaluation_plan, training_plan
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
-from lipprep.train.metrics import METRICS, Metrics
+from lipprep.train.metrics import METRICS, Metrics, has_evaluation, warn
 from lipprep.train.run import CONFIG
+
+REMEDY = "lower lr or raise warmup (or precision=fp32), and go on from the last checkpoint with `--resume auto`"
 
 
 @dataclass(frozen=True)
@@ -47,40 +51,51 @@ def train(
 ) -> Outcome:
     """Train on the split `train` of a folder of shards, into the folder `run`; go on from `resume` if given.
 
-    Raises ValueError where shards, recipe and checkpoint do not go together or the loss is no longer a
-    number, and KeyboardInterrupt, with last.pt saved, where Ctrl-C was pressed.
+    Raises ValueError where shards, recipe and checkpoint do not go together, or loss or weights are no longer
+    numbers, and KeyboardInterrupt, with last.pt saved, where Ctrl-C was pressed.
     """
     index = load_index(shards)
     batches = ShardBatches(shards, index, "train")
     per_epoch = len(training_plan(batches.counts, seed=config.seed, epoch=0, batch_size=config.batch_size))
     total = min(config.epochs * per_epoch, config.max_steps or math.inf)
     where = choose_device(device)
+    if config.augment.crop_size > index.crop_size:
+        raise ValueError(
+            f"the crops of the shards are {index.crop_size} pixels wide, augment.crop_size={config.augment.crop_size} "
+            "cannot be cut from them: lower it, or make the shards with a larger --crop-size"
+        )
     if index.profile != config.profile:
-        _say(
-            f"warning: recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
+        warn(
+            f"recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
             f"of {index.profile}: published weights and figures do not carry over"
         )
 
     torch.manual_seed(config.seed)
     model = place(new_model(config.model, num_classes=len(index.labels)), where)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    done, best = 0, None
+    has_val = any(s.split == "val" and s.samples for s in index.shards)
+    workers = default_workers(where) if config.workers is None else config.workers
+    resolved = {"device": where.type, "precision": training_precision(where, config.precision), "workers": workers}
+    done, best, owed = 0, None, False
     if resume is not None:
         _check_resumable(resume, config, index)
+        _warn_of_changes(resume, resolved)
         load_weights(model, resume)
         _load_optimizer(optimizer, resume, config)
         done, best = resume.step, resume.best if (run / BEST).is_file() else None
-        if done >= total:
+        # A run that was killed while it validated does so first.
+        owed = has_val and done > 0 and (done % per_epoch == 0 or done == total) and not has_evaluation(run, done)
+        if done >= total and not owed:
             raise ValueError(f"the run has all of its {total} steps: epochs= or max_steps= would train it further")
+    config = dataclasses.replace(config, resolved=resolved)
     run.mkdir(parents=True, exist_ok=True)
     save_config(config, run / CONFIG)
 
-    workers = default_workers(where) if config.workers is None else config.workers
     pin = where.type == "cuda"
     plan = _planned(batches.counts, config, first=done, last=total, per_epoch=per_epoch)
     loader = iter(BatchLoader(batches, plan, workers=workers, pin_memory=pin))
     validation = None
-    if any(s.split == "val" and s.samples for s in index.shards):
+    if has_val:
         val = ShardBatches(shards, index, "val")
         val_plan = evaluation_plan(val.counts, batch_size=config.batch_size)
         validation = BatchLoader(val, val_plan, workers=workers, pin_memory=pin)
@@ -88,6 +103,7 @@ def train(
         _say(f"the shards have no split val: accuracy is not measured and no {BEST} is kept")
 
     def save(name: str) -> None:
+        _check_weights(model, step=done)
         save_checkpoint(
             run / name,
             Checkpoint(
@@ -106,42 +122,63 @@ def train(
         )
 
     started = time.monotonic()
-    losses: list[torch.Tensor] = []  # of the steps since the last look at them, still on the device
-    clips, seconds = 0, 0.0  # of the steps since the last line of metrics
+    unseen: list[torch.Tensor] = []  # losses of the steps since the last look at them, still on the device
+    losses: list[float] = []  # of the steps since the last line of metrics, as are these:
+    clips, seconds = 0, 0.0
     bar = tqdm(total=total, initial=done, unit="step", desc="train", disable=None, dynamic_ncols=True)
     with bar, Metrics(run, step=done) as metrics, _ctrl_c() as pressed:
+
+        def validate() -> None:
+            nonlocal best
+            epoch = -(-done // per_epoch)
+            figures = _validate(model, validation, config, device=where)
+            if not math.isfinite(figures["loss"]):
+                raise ValueError(f"the validation loss after step {done} is {figures['loss']}: {REMEDY}")
+            if best is None or figures["top1"] > best:
+                best = figures["top1"]
+                save(BEST)
+                save(LAST)
+            metrics.evaluation(done, "val", epoch=epoch, **figures)
+            accuracy = f"val top-1 {100 * figures['top1']:.1f} %"
+            _say(f"epoch {epoch}/{config.epochs}  val loss {figures['loss']:.3f}  {accuracy}")
+
+        if owed:
+            validate()
+        since = time.monotonic()
         while done < total and not pressed:
-            clock = time.monotonic()
             batch = next(loader)
             lr = learning_rate(done, total=total, config=config)
-            losses.append(_step(model, optimizer, batch, config, index, step=done, lr=lr, device=where))
+            unseen.append(_step(model, optimizer, batch, config, index, step=done, lr=lr, device=where))
             done += 1
             clips += len(batch["labels"])
-            seconds += time.monotonic() - clock
             bar.update()
             epoch = (done - 1) // per_epoch + 1
             ends_epoch = done % per_epoch == 0 or done == total
-            saves = done % config.save_every == 0 or done == total if config.save_every else ends_epoch
+            validates = ends_epoch and validation is not None
+            saves = validates or done == total or done % (config.save_every or per_epoch) == 0
             logs = done % config.log_every == 0 or done == total
+            if not (logs or saves):
+                continue
 
             # Looking at a loss waits for the device, so it is done for many steps at once.
-            if logs or saves or ends_epoch or pressed:
-                loss = _finite(losses, step=done)
-                losses.clear()
-                bar.set_postfix(epoch=epoch, loss=f"{loss:.3f}", refresh=False)
+            losses += _finite(unseen, step=done)
+            unseen.clear()
+            seconds += time.monotonic() - since
+            bar.set_postfix(epoch=epoch, loss=f"{losses[-1]:.3f}", refresh=False)
             if logs:
-                speed = round(clips / seconds, 1)
-                metrics.training(done, epoch=epoch, loss=loss, lr=lr, clips_per_second=speed)
-                clips, seconds = 0, 0.0
-            if ends_epoch and validation is not None:
-                figures = _validate(model, validation, config, device=where)
-                metrics.evaluation(done, "val", epoch=epoch, **figures)
-                _say(f"epoch {epoch}/{config.epochs}  loss {loss:.3f}  val top-1 {100 * figures['top1']:.1f} %")
-                if best is None or figures["top1"] > best:
-                    best = figures["top1"]
-                    save(BEST)
-            if saves or pressed:
+                mean, speed = sum(losses) / len(losses), round(clips / seconds, 1)
+                figures = {"loss": losses[-1], "mean_loss": mean, "lr": lr, "clips_per_second": speed}
+                metrics.training(done, epoch=epoch, **figures)
+                losses, clips, seconds = [], 0, 0.0
+            if saves:
                 save(LAST)
+            if validates:
+                validate()
+            since = time.monotonic()  # saving and validating are not training
+        if done < total:
+            if unseen:
+                _finite(unseen, step=done)
+            save(LAST)
     if done < total:
         raise KeyboardInterrupt
     files = [run / name for name in (CONFIG, METRICS, LAST, BEST) if (run / name).is_file()]
@@ -179,7 +216,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     model.train()
-    with autocast(device, config.precision):
+    with autocast(device, config.resolved["precision"]):
         logits_BC = model(augmented.x_B1THW, augmented.lengths_B)
     loss = cross_entropy(logits_BC.float(), labels_B, augmented, config.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
@@ -204,16 +241,20 @@ def _planned(counts: list[int], config: Config, *, first: int, last: int, per_ep
         step += per_epoch - batch
 
 
-def _finite(losses: list[torch.Tensor], *, step: int) -> float:
-    """The last of the losses of the steps up to `step`; ValueError where one of them is no finite number."""
-    values = torch.stack(losses).tolist() if losses else [0.0]
+def _finite(losses: list[torch.Tensor], *, step: int) -> list[float]:
+    """The losses of the steps up to `step`; ValueError where one of them is no finite number."""
+    values = torch.stack(losses).tolist()
     for before, value in enumerate(values, start=1 - len(values)):
         if not math.isfinite(value):
-            raise ValueError(
-                f"the loss of step {step + before} is {value}: lower lr or raise warmup (or precision=fp32), "
-                "and go on from the last checkpoint with `--resume auto`"
-            )
-    return values[-1]
+            raise ValueError(f"the loss of step {step + before} is {value}: {REMEDY}")
+    return values
+
+
+def _check_weights(model: torch.nn.Module, *, step: int) -> None:
+    """Raise ValueError where a weight, or a running statistic, is no finite number: none of it is worth saving."""
+    finite = [value.isfinite().all() for value in model.state_dict().values()]
+    if not torch.stack(finite).all():
+        raise ValueError(f"weights after step {step} are no finite numbers: {REMEDY}")
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, config: Config) -> None:
@@ -235,6 +276,16 @@ def _check_resumable(checkpoint: Checkpoint, config: Config, index: Index) -> No
             raise ValueError(
                 f"the run has {name}={checkpoint.config.get(name)}, not {now[name]}, and that cannot change on "
                 "its way: start a new run in another --run"
+            )
+
+
+def _warn_of_changes(checkpoint: Checkpoint, resolved: dict) -> None:
+    before = checkpoint.config.get("resolved") or {}
+    for name in ("device", "precision"):
+        if name in before and before[name] != resolved[name]:
+            warn(
+                f"the run was on {name} {before[name]} and goes on with {resolved[name]}: it will not end in the same "
+                "weights as without the change"
             )
 
 

@@ -2,11 +2,19 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from lipprep.stages.atomic import write_text
 
 METRICS = "metrics.jsonl"
+
+
+def warn(text: str) -> None:
+    """Say it on stderr, above any progress bar."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 class Metrics:
@@ -46,6 +54,13 @@ class Metrics:
     def __exit__(self, *_) -> None:
         self._file.close()
         self._events.close()
+
+
+def has_evaluation(run: Path, step: int) -> bool:
+    """Whether the run's metrics have a line of an evaluation after `step` steps."""
+    path = run / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return any(_step(line) == step and "split" in json.loads(line) for line in lines)
 
 
 def _step(line: str) -> float:

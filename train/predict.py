@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lipprep.stages.crop import CropParameters, Window, crop_clips
@@ -18,6 +19,7 @@ from lipprep.train.augment import AugmentOptions, eval_batch
 from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.metrics import warn
 
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
 SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
@@ -25,12 +27,16 @@ SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".m
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, and what it needs to see a video as it saw its training clips."""
+    """A model, and what it needs to see a video as it saw its training clips.
+
+    `face` is the mean face (68, 2) that the clips were aligned to, None for the published one.
+    """
 
     model: torch.nn.Module
     labels: list[str]
     fps: float
     crop: CropParameters
+    face: np.ndarray | None
     options: AugmentOptions
     detector: Detector
     device: torch.device
@@ -43,7 +49,9 @@ class Reader:
         """
         frames = centre_frames(video, fps=self.fps, num_frames=WINDOW)
         points = track(frames, self.detector).points if self.crop.needs_landmarks else None
-        (crop,) = crop_clips(frames, [Window(None, len(frames), points)], self.crop)
+        if self.crop.exact:
+            frames = centre_frames(video, fps=self.fps, num_frames=WINDOW, color=True)
+        (crop,) = crop_clips(frames, [Window(None, len(frames), points)], self.crop, face=self.face)
         if isinstance(crop, ClipFailure):
             raise crop
         lengths_B = torch.tensor([len(crop.mouth)])
@@ -57,35 +65,55 @@ class Reader:
 
 
 def load_reader(run: Path, *, device: str = "auto") -> Reader:
-    """The reader of a run folder (its best.pt) or a checkpoint file; ValueError where there is none."""
-    checkpoint = load_checkpoint(find_checkpoint(run))
+    """The reader of a run folder (its best.pt) or a checkpoint file.
+
+    Raises ValueError where there is none, or it does not say which mean face its clips were aligned to.
+    """
+    path = find_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    parameters = checkpoint.parameters
     config = config_from(checkpoint.config)
     where = choose_device(device)
-    known = {f.name for f in dataclasses.fields(CropParameters)} - {"exact"}
-    given = {name: value for name, value in checkpoint.parameters.items() if name in known}
+    known = {f.name for f in dataclasses.fields(CropParameters)}
+    given = {name: value for name, value in parameters.items() if name in known and value is not None}
     if "box" in given:
         given["box"] = tuple(given["box"])
+    crop = CropParameters(**given)
+    detector = load_detector("mesh")
+    face = parameters.get("mean_face")
+    if crop.needs_landmarks and isinstance(face, str):
+        raise ValueError(
+            f"{path} was trained on crops aligned to a mean face of its own, but holds only that face's digest: "
+            "make the shards and train again, or predict with a model trained on the published mean face"
+        )
+    trained_with = parameters.get("identity") or parameters.get("detector")
+    if crop.needs_landmarks and trained_with not in (None, "mesh", detector.identity):
+        warn(
+            f"the model was trained on crops by landmarks of {trained_with}, and reads here by those of "
+            f"{detector.identity}: its answers may be worse for it"
+        )
     return Reader(
         model=load_model(checkpoint, where),
         labels=checkpoint.labels,
         fps=checkpoint.fps,
-        crop=CropParameters(**given),
+        crop=crop,
+        face=np.array(face, np.float64) if crop.needs_landmarks and face is not None else None,
         options=config.augment,
-        detector=load_detector("mesh"),
+        detector=detector,
         device=where,
         precision=config.precision,
     )
 
 
-def centre_frames(video: Path, *, fps: float, num_frames: int) -> list:
-    """The middle `num_frames` frames, gray (H, W) uint8, of a video taken at `fps`; all of a shorter one.
+def centre_frames(video: Path, *, fps: float, num_frames: int, color: bool = False) -> list:
+    """The middle `num_frames` frames of a video taken at `fps`, as `read_frames` has them; all of a shorter one.
 
     Raises ClipFailure where the video cannot be read or has no frames.
     """
     for total in (lambda: round(probe(video).duration * fps), lambda: sum(1 for _ in read_frames(video, fps=fps))):
         length = total()
         first = max(0, (length - num_frames) // 2)
-        frames = list(read_frames(video, fps=fps, first=first, last=first + min(length, num_frames)))
+        frames = list(read_frames(video, fps=fps, first=first, last=first + min(length, num_frames), color=color))
         # A header that promises too much is found out here, and the frames are counted.
         if frames and len(frames) == min(length, num_frames):
             return frames

@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from lipprep.train.checkpoint import LAST, Checkpoint, find_checkpoint, load_checkpoint
-from lipprep.train.config import DEFAULT_RECIPE, Config, config_from, load_recipe
+from lipprep.train.config import DEFAULT_RECIPE, Config, config_from, differences, load_config, load_recipe
+from lipprep.train.metrics import warn
 
 CONFIG = "config.yaml"
 
@@ -17,8 +18,9 @@ def open_run(
 
     `run` is runs/DATE-RECIPE by default. `resume` is "auto" for the last.pt of `run`, from the beginning
     where it was stopped before it saved one, or a run folder or checkpoint file, whose folder is then the
-    default for `run`. A resumed run keeps its own config, with `overrides` on top. Raises ValueError where
-    a new run would write into a folder with something in it, or the two recipes differ.
+    default for `run`. A resumed run keeps its own config, with `overrides` on top, and warns where `recipe`
+    says otherwise. Raises ValueError where a new run would write into a folder with something in it, or the
+    two recipes are not of one name.
     """
     path = None
     if resume == "auto":
@@ -31,7 +33,10 @@ def open_run(
         path = find_checkpoint(Path(resume), LAST)
         run = run or path.parent
     if path is None:
-        config = load_recipe(recipe or DEFAULT_RECIPE, overrides)
+        if recipe is None and run is not None and (run / CONFIG).is_file():
+            config = load_config(run / CONFIG, overrides)
+        else:
+            config = load_recipe(recipe or DEFAULT_RECIPE, overrides)
         run = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.recipe}"
     if resume != "auto" and (path is None or path.parent.resolve() != run.resolve()) and _holds_something(run):
         raise ValueError(f"{run} is not empty: go on in it with `--resume auto`, or name another --run")
@@ -44,6 +49,8 @@ def open_run(
             f"{path} was trained with recipe {config.recipe}, not {recipe}: leave out --recipe to go on with it, "
             "or start a new run with another --run"
         )
+    if recipe is not None and (kept := differences(config, load_recipe(recipe, overrides))):
+        warn(f"a resumed run keeps its settings; give as KEY=VALUE what is to change. Kept: {'; '.join(kept)}")
     return run, config, checkpoint
 
 

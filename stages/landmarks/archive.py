@@ -21,6 +21,9 @@ from lipprep.stages.landmarks.track import ClipLandmarks
 from lipprep.stages.landmarks.unpickle import MAX_BYTES, PickleRefusedError, load_pickle
 
 SUFFIXES = (".npz", ".pkl")
+# Bounds on what a small file can claim to hold by naming one entry often, or by sides of no length.
+_MAX_FRAMES = 100_000  # over an hour at 25 fps
+_MAX_FACES = 1000  # in a frame
 
 
 def read_persons(path: Path) -> dict[str, int]:
@@ -104,6 +107,8 @@ def _is_sequence(value: Any) -> bool:
 
 
 def _clip(entries: Sequence[Any], person: int) -> ClipLandmarks:
+    if len(entries) > _MAX_FRAMES:
+        raise ValueError(f"it has {len(entries)} frames, at most {_MAX_FRAMES} are read")
     points = np.full((len(entries), 68, 2), np.nan, np.float32)
     max_faces = 0
     for frame, entry in enumerate(entries):
@@ -123,8 +128,18 @@ def _faces(entry: Any, person: int) -> tuple[list[Any], int]:
     if isinstance(entry, dict) or (isinstance(entry, np.ndarray) and entry.dtype != object and entry.ndim < 3):
         return [entry], 0
     if _is_sequence(entry):
+        if len(entry) > _MAX_FACES:
+            raise ValueError(f"a frame has {len(entry)} faces, at most {_MAX_FACES} are read")
         return list(entry), person
     raise ValueError(f"a frame holds a {type(entry).__name__}, not landmarks")
+
+
+def _is_flat(face: Any) -> bool:
+    """Whether `face` is a list of at most 1000 numbers, or of as many short lists of them."""
+    if not _is_sequence(face) or len(face) > 1000:
+        return False
+    rows = (row if _is_sequence(row) and len(row) <= 3 else [row] for row in face)
+    return all(isinstance(number, int | float | np.number) for row in rows for number in row)
 
 
 def _points(face: Any, frame: int) -> np.ndarray:
@@ -132,7 +147,8 @@ def _points(face: Any, frame: int) -> np.ndarray:
         if "facial_landmarks" not in face:
             raise ValueError(f"frame {frame} has no facial_landmarks, only {', '.join(map(str, face))}")
         face = face["facial_landmarks"]
-    points = np.asarray(face)
+    # Lists that hold each other would grow without end on their way into an array.
+    points = np.asarray(face if isinstance(face, np.ndarray) or _is_flat(face) else None)
     if points.dtype.kind not in "fiu":
         raise ValueError(f"the points of frame {frame} are not numbers")
     if points.shape == (136,):

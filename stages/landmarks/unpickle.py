@@ -32,6 +32,19 @@ _NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")
 _OBJECT = re.compile(r"[|]?O[48]?")
 
 
+_PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_GETS = {"GET", "BINGET", "LONG_BINGET"}
+_SETS = {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
+# What opcodes say they push, where that is immutable and holds nothing.
+_KEYS = {
+    getattr(pickletools, f"py{kind}")
+    for kind in (
+        *("none", "bool", "int", "long", "integer_or_bool", "float"),
+        *("string", "bytes", "bytes_or_str", "unicode"),
+    )
+}
+
+
 class PickleRefusedError(ValueError):
     """The bytes are no pickle of plain containers and arrays; the message says what was met."""
 
@@ -45,7 +58,7 @@ def load_pickle(content: bytes) -> Any:
     if len(content) > MAX_BYTES:
         raise PickleRefusedError(f"{len(content)} bytes; at most {MAX_BYTES} are read")
     try:
-        _check_memo(content)
+        _check_steps(content)
         return _plain(_Unpickler(io.BytesIO(content), encoding="latin1").load(), {})
     except PickleRefusedError:
         raise
@@ -53,14 +66,45 @@ def load_pickle(content: bytes) -> Any:
         raise PickleRefusedError(f"not a pickle of plain data ({type(error).__name__}: {error})") from error
 
 
-def _check_memo(content: bytes) -> None:
-    """Refuse lengths beyond the file and memo indices beyond the opcodes: the unpickler allocates up to them."""
-    highest = 0
-    count = 0
-    for opcode, argument, _ in pickletools.genops(content):
-        count += 1
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            highest = max(highest, argument)
+def _check_steps(content: bytes) -> None:
+    """Follow a pickle's stack without its objects, and refuse what would never end or fill the memory.
+
+    That is: lengths beyond the file; memo indices beyond the steps, as the unpickler allocates up to them; and
+    keys other than plain ones, as the hash of tuples that hold one tuple twice, and so on, takes forever.
+    """
+    stack: list[pickletools.StackObject] = []  # what the opcodes say they push
+    marks: list[int] = []
+    memo: dict[int, pickletools.StackObject] = {}
+    highest = count = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
+        name, before = opcode.name, opcode.stack_before
+        keys = []
+        if name in _SETS:
+            raise PickleRefusedError("sets are not plain data")
+        if name in _PUTS:
+            index = len(memo) if argument is None else argument
+            highest, memo[index] = max(highest, index), stack[-1]
+        elif name in _GETS:
+            stack.append(memo[argument])
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        else:
+            bottom = len(stack) - len(before)
+            if pickletools.markobject in before:
+                mark = marks.pop()
+                bottom = mark - before.index(pickletools.markobject)
+                keys = stack[mark::2] if name in ("DICT", "SETITEMS") else []
+            elif name == "SETITEM":
+                keys = stack[-2:-1]
+            if bottom < 0:
+                raise PickleRefusedError(f"step {count} takes more than there is")
+            stack[bottom:] = opcode.stack_after
+        if any(key not in _KEYS for key in keys):
+            raise PickleRefusedError("a dict has a key that is neither a string nor a number")
     if highest > max(count, 255):
         raise PickleRefusedError(f"memo index {highest} in a pickle of {count} steps")
 

@@ -5,6 +5,7 @@ block, so no block straddles two frames.
 """
 
 import io
+import math
 
 import cv2
 import numpy as np
@@ -21,8 +22,20 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def npy_array(payload: bytes) -> np.ndarray:
-    """The array in the bytes of an .npy file; object arrays (pickles) raise ValueError."""
-    return np.lib.format.read_array(io.BytesIO(payload), allow_pickle=False)
+    """The array in the bytes of an .npy file.
+
+    Object arrays (pickles), and a header that promises more or less than there is, raise ValueError.
+    """
+    buffer = io.BytesIO(payload)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("the array is of another version of npy than 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+    there = len(payload) - buffer.tell()
+    # Looked at before reading: memory is taken for what the header says.
+    if not dtype.hasobject and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there):
+        raise ValueError(f"the header of the array says shape {shape} and type {dtype}, but {there} bytes follow")
+    buffer.seek(0)
+    return np.lib.format.read_array(buffer, allow_pickle=False)
 
 
 def check_codec(codec: str, crop_size: int) -> None:
@@ -63,7 +76,10 @@ def decode_mouth(extension: str, payload: bytes) -> np.ndarray:
         if mouth.ndim != 3 or mouth.dtype != np.uint8 or mouth.shape[1] != mouth.shape[2]:
             raise ValueError(f"mouth crops of shape {mouth.shape} and type {mouth.dtype}, expected (T, S, S) uint8")
         return mouth
-    strip = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE) if payload else None
+    try:
+        strip = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:  # nothing to decode, or a picture of absurd size
+        raise ValueError(f"the mouth strip cannot be decoded: {error.err}") from error
     if strip is None or strip.shape[0] % strip.shape[1]:
         raise ValueError("the mouth strip is no JPEG of whole square frames")
     S = strip.shape[1]

@@ -6,6 +6,7 @@ last, the json after the npz, so that a folder with an index is complete.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,11 +81,32 @@ def save_index(folder: Path, index: Index) -> None:
     write_text(folder / "index.json", json.dumps({**version, **plain}, indent=1) + "\n")
 
 
+def check_parameters(parameters: Mapping, fps: float) -> None:
+    """Raise ValueError where `parameters` or `fps` are none that crops can have been made with."""
+    if not isinstance(parameters, Mapping):
+        raise ValueError("its parameters are no mapping")
+    if not isinstance(parameters.get("profile"), str):
+        raise ValueError(f"its profile is {parameters.get('profile')!r}, no name")
+    if not _is_whole(size := parameters.get("crop_size")) or size < 1:
+        raise ValueError(f"its crop_size is {size!r}, no number of pixels")
+    if not _is_number(fps) or fps <= 0:
+        raise ValueError(f"its fps is {fps!r}, no rate of frames")
+    box = parameters.get("box")
+    if box is not None and not (_is_list(box, 4) and all(map(_is_whole, box))):
+        raise ValueError(f"its box is {box!r}, not four whole numbers x, y, w, h")
+    if not isinstance(parameters.get("exact", False), bool):
+        raise ValueError(f"its exact is {parameters['exact']!r}, neither true nor false")
+    face = parameters.get("mean_face")
+    pairs = _is_list(face, 68) and all(_is_list(pair, 2) and all(map(_is_number, pair)) for pair in face)
+    if face is not None and not isinstance(face, str) and not pairs:
+        raise ValueError("its mean_face is no list of 68 points [x, y]")
+
+
 def load_index(folder: Path) -> Index:
     """Read the index of a folder of shards and check each shard's presence and size.
 
-    Raises ValueError where there is no index, it is of an unknown version or damaged, or a shard is missing
-    or of another size than the index says.
+    Raises ValueError where there is no index, it is of an unknown version or damaged, a shard is missing or
+    of another size than the index says, or the index points outside the folder or a shard.
     """
     folder = Path(folder)
     path = folder / "index.json"
@@ -95,12 +117,26 @@ def load_index(folder: Path) -> Index:
         version = plain.pop("lipprep_index", None)
         if version != INDEX_VERSION:
             raise ValueError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
+        if not isinstance(plain["labels"], list) or not all(isinstance(label, str) for label in plain["labels"]):
+            raise ValueError("its labels are no list of words")
         shards = tuple(Shard(**s) for s in plain.pop("shards"))
-        with np.load(folder / "index.npz", allow_pickle=False) as arrays:
-            offsets = {s.name: arrays[s.name] for s in shards}
-        index = Index(**{**plain, "labels": tuple(plain["labels"])}, shards=shards, offsets=offsets)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        for shard in shards:
+            _check_shard(shard)
+        index = Index(**{**plain, "labels": tuple(plain["labels"])}, shards=shards, offsets={})
+        check_parameters(index.parameters, index.fps)
+        if not all(isinstance(text, str) for text in (index.dataset, index.fingerprint)):
+            raise ValueError("its dataset or fingerprint is no text")
+        if not all(_is_whole(clips) for kinds in index.failures.values() for clips in kinds.values()):
+            raise ValueError("its failures are no numbers of clips")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
+    try:
+        with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            offsets = {s.name: arrays[s.name] for s in shards}
+    except Exception as error:  # a damaged or hostile zip raises whatever its reader trips over
+        raise ValueError(
+            f"{folder / 'index.npz'} is damaged ({error}): run `lipprep shards -o {folder}` again"
+        ) from error
     for shard in shards:
         tar = folder / shard.name
         if not tar.is_file():
@@ -110,6 +146,31 @@ def load_index(folder: Path) -> Index:
                 f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
                 f"run): run `lipprep shards -o {folder}` again"
             )
-        if len(offsets[shard.name]) != shard.samples + 1:
-            raise ValueError(f"{folder / 'index.npz'} does not fit index.json: run `lipprep shards -o {folder}` again")
-    return index
+        starts = offsets[shard.name]
+        fits = starts.shape == (shard.samples + 1,) and starts.dtype == np.int64
+        if not fits or starts[0] < 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] > shard.bytes:
+            raise ValueError(
+                f"the offsets of {shard.name} in {folder / 'index.npz'} do not fit index.json: "
+                f"run `lipprep shards -o {folder}` again"
+            )
+    return dataclasses.replace(index, offsets=offsets)
+
+
+def _check_shard(shard: Shard) -> None:
+    name = shard.name
+    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise ValueError(f"{name!r} is no file name of a shard")
+    if not isinstance(shard.split, str) or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
+        raise ValueError(f"what it says of shard {name} is of a wrong form")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_list(value: object, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length

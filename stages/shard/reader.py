@@ -58,8 +58,11 @@ def decode_sample(sample: dict) -> dict:
     if extension is None or "json" not in sample:
         raise ValueError(f"clip {key} lacks its mouth crop or its json")
     try:
-        return {"key": key, "mouth": decode_mouth(extension, sample[extension]), **json.loads(sample["json"])}
-    except ValueError as error:
+        fields = json.loads(sample["json"])
+        if not isinstance(fields, dict):
+            raise ValueError("its json is no object")
+        return {**fields, "key": key, "mouth": decode_mouth(extension, sample[extension])}
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"clip {key}: {error}") from error
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipprep.pipeline.manifest import clip_key, deal, find_manifest, load_manifest, save_manifest
+from lipprep.pipeline.manifest import clip_key, deal, find_manifest, groups, load_manifest, save_manifest
 from lipprep.pipeline.sources import Row, make_manifest
 
 
@@ -103,6 +103,14 @@ CLIP = {"key": "a", "video": "a.mp4", "split": "train", "word": "A", "label": 0,
         ({}, [{**CLIP, "chunk": -1}], "not of the form"),
         ({}, [CLIP, {**CLIP, "key": "b", "split": "test"}], "splits share no video"),
         ({}, [[1]], "not a JSON object"),
+        ({}, [{**CLIP, "video": "."}], "no path below the root"),
+        ({}, [{**CLIP, "start": 0, "num_frames": 10**9}], "longer than"),
+        ({}, [{**CLIP, "duration": -1.0}], "expected seconds"),
+        ({}, [{**CLIP, "word_start": float("nan")}], "expected seconds"),
+        ({"fps": 0}, [CLIP], "frames a second"),
+        ({"fps": float("nan")}, [CLIP], "frames a second"),
+        ({"labels": "AB"}, [CLIP], "distinct words"),
+        ({"labels": ["A", "A"]}, [CLIP], "distinct words"),
         ({}, [], "lists no clips"),
         ({"lipprep_manifest": 2}, [CLIP], "no manifest of version 1"),
         ({"labels": None}, [CLIP], "header"),
@@ -133,6 +141,23 @@ def test_the_only_manifest_is_found(tmp_path):
     (tmp_path / "b.jsonl").touch()
     with pytest.raises(ValueError, match=r"choose one with -m: .*a\.jsonl, .*b\.jsonl"):
         find_manifest(tmp_path)
+
+
+def test_stretches_of_one_video_are_worked_on_apart():
+    rows = [Row("long.mp4", "w", "train", start=n * 700, num_frames=29) for n in range(40)]
+    clips = make_manifest(Path("m"), rows, root=Path(), chunk_size=1000).clips
+    for chunk in {c.chunk for c in clips}:
+        for _, members in groups([c for c in clips if c.chunk == chunk], 25.0):
+            assert max(c.start for c in members) - min(c.start for c in members) < 750
+
+
+def test_file_names_that_are_no_utf8(tmp_path):
+    import os
+
+    name = os.fsdecode(b"caf\xe9.mp4")
+    made = make_manifest(tmp_path / "m.jsonl", [Row(name, "w", "train")], root=tmp_path)
+    save_manifest(made)
+    assert load_manifest(tmp_path / "m.jsonl").clips == made.clips and made.clips[0].key == "caf%E9"
 
 
 def test_dealing_again_changes_nothing():

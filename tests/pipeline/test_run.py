@@ -313,3 +313,149 @@ def test_landmark_files_that_do_not_fit(lipprep, golden, tmp_path):
     assert figures["ok"] == 1
     assert set(figures["failed"]) <= {"landmarks_missing", "bad_landmarks", "landmarks_mismatch"}
     assert sum(figures["failed"].values()) == 3
+
+
+def test_from_a_fixed_box_to_aligned_crops_and_back(lipprep, corpus):
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+    lipprep("shards", "-j", 1, "--profile", "fixed", "--box", "70,120,112,112")
+    assert "none of" not in lipprep("landmarks", "-j", 1).output
+    lipprep("shards", "-j", 1, "--profile", "lrw2021")
+    assert {s["mouth"].shape for s in samples().values()} == {(14, 96, 96)}
+    assert "--box is for --profile fixed" in lipprep("shards", "--box", "0,0,64,64", code=1).stderr
+
+
+def test_a_box_that_leaves_the_frame_fails_its_clips(lipprep, corpus):
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+    result = lipprep("shards", "-j", 1, "--profile", "fixed", "--box", "200,200,96,96", "--max-failures", "100%")
+    assert "error: 12" in result.stdout and "leaves the 256x256 frames" in result.stdout
+
+
+def test_videos_out_of_reach_cost_nothing(chain, lipprep, own):
+    chain(own)
+    landmarks = digests(Path("work/m/landmarks"))
+    own.rename(own.with_name("away"))
+    assert "is a disk not mounted?" in lipprep("landmarks", "-j", 1, code=1).stderr
+    own.mkdir()
+    shutil.copytree(own.with_name("away") / "BLACK", own / "BLACK")  # half of the corpus is back
+    assert "are missing below" in lipprep("status").stdout
+    lipprep("landmarks", "-j", 1)
+    assert digests(Path("work/m/landmarks")) == landmarks
+
+
+def test_no_index_stands_over_old_and_new_shards(chain, lipprep, monkeypatch):
+    from lipprep.pipeline import chunk
+
+    chain()
+    real, made = chunk.run_job, []
+
+    def stop_after_two(job):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(job)
+        return real(job)
+
+    monkeypatch.setattr(chunk, "run_job", stop_after_two)
+    assert "again to go on" in lipprep("shards", "-j", 1, "--profile", "lrw2022", code=130).stderr
+    with pytest.raises(ValueError, match=r"no index\.json"):
+        load_index(Path("shards"))
+    monkeypatch.setattr(chunk, "run_job", real)
+    figures = json.loads(lipprep("shards", "-j", 1, "--json").stdout)
+    assert figures["chunks_fresh"] == 2 and load_index(Path("shards")).profile == "lrw2022"
+
+
+def test_a_driver_killed_in_mid_run_costs_only_what_was_in_flight(chain, lipprep, tmp_path):
+    import subprocess
+    import sys
+    import time
+
+    chain()
+    whole = digests(Path("work/m/landmarks"))
+    shutil.rmtree("work")
+    command = [sys.executable, "-m", "lipprep", "landmarks", "-j", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(Path("work").rglob("*-00000.jsonl")) and process.poll() is None and time.monotonic() < deadline:
+        pass
+    process.kill()
+    process.wait()
+    kept = {p: p.stat().st_mtime_ns for p in Path("work").rglob("*.tar") if read_header(p) is not None}
+    lipprep("landmarks", "-j", 1)
+    assert digests(Path("work/m/landmarks")) == whole
+    assert kept and {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_a_record_cut_short_is_none(chain, lipprep):
+    chain()
+    whole = digests()
+    record = min(Path("shards").glob("train-*.jsonl"))
+    record.write_text(record.read_text().splitlines(keepends=True)[0])
+    assert rows(lipprep)["shards"]["missing"] == 1
+    lipprep("shards", "-j", 1)
+    assert digests() == whole and len(samples()) == 12
+
+
+def test_shards_do_not_go_where_other_artefacts_are(chain, lipprep):
+    chain(stages=("landmarks",))
+    assert "artefacts of another stage" in lipprep("shards", "-o", "work/m/landmarks", code=1).stderr
+
+
+def test_a_clip_whose_crop_failed_once_is_cut_in_passing(chain, lipprep, own):
+    chain(own, stages=("landmarks",))
+    video = own / "ABOUT/train/ABOUT_00001.mp4"
+    whole, times = video.read_bytes(), video.stat()
+
+    def put(content: bytes) -> None:
+        video.write_bytes(content)
+        os.utime(video, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    put(bytes(len(whole)))
+    lipprep("crops", "-j", 1, "--max-failures", "100%")
+    put(whole)
+    assert json.loads(lipprep("shards", "-j", 1, "--json").stdout)["ok"] == 12
+
+
+def test_damage_is_neither_copied_nor_built_upon(lipprep, corpus):
+    video = next(corpus.rglob("*.mp4")).relative_to(corpus).as_posix()
+
+    def run(duration: float) -> dict[str, str]:
+        lines = [f"{video},w,train,{start},8,{duration if start == 5 else 0.3}" for start in (0, 5)]
+        Path("t.csv").write_text("video,word,split,start,num_frames,duration\n" + "\n".join(lines))
+        lipprep("manifest", "csv", "t.csv", "--root", corpus, "-o", "manifests/t.jsonl")
+        lipprep("landmarks", "-j", 1)
+        lipprep("shards", "-j", 1)
+        return digests()
+
+    def spoil(tar: Path, place: int) -> None:
+        data = bytearray(tar.read_bytes())
+        data[place] ^= 1
+        tar.write_bytes(data)
+
+    whole = run(0.3)
+    shard = Path("shards/train-00000.tar")
+    spoil(shard, read_entries(shard)[0]["offset"] + 2000)  # in the clip that need not be made again
+    run(0.4)
+    assert run(0.3) == whole
+
+    landmarks = Path("work/t/landmarks/train-00000.tar")
+    spoil(landmarks, landmarks.stat().st_size // 3)
+    shutil.rmtree("shards")
+    assert "was damaged since it was made: run `lipprep landmarks`" in lipprep("shards", "-j", 1, code=1).stderr
+    assert run(0.3) == whole
+
+
+def test_flags_without_an_effect_are_refused(chain, lipprep, tmp_path):
+    chain(stages=("landmarks",))
+    assert "no such class" in lipprep("landmarks", "--retry-failed=no_fcae", code=1).stderr
+    assert "neither a share" in lipprep("landmarks", "--max-failures", "nan", code=2).stderr
+    assert "are for --detector archive" in lipprep("landmarks", "--detector", "mesh", "--archive", ".", code=1).stderr
+
+
+def test_a_mean_face_can_be_left_again(chain, lipprep):
+    from lipprep.stages.align import mean_face
+
+    chain()
+    plain = digests()
+    np.save("face.npy", mean_face() * 1.1)
+    lipprep("shards", "-j", 1, "--mean-face", "face.npy")
+    lipprep("shards", "-j", 1, "--mean-face", "published")
+    assert digests() == plain

@@ -146,6 +146,10 @@ def test_csv(tmp_path):
         ("video,word\n../a.mp4,b\n", "no path below the root"),
         ("video,word,split\na.mp4,b,dev\n", "unknown split 'dev'"),
         ("video,word,start\na.mp4,b,3\n", "both start and num_frames"),
+        ("video,word\n.,b\n", "no path below the root"),
+        ("video,word,key\na.mp4,b,my clip.1\n", "not of the form"),
+        ("video,word,start,num_frames\na.mp4,b,0,0\n", "at least one frame"),
+        ("video,word,duration\na.mp4,b,nan\n", "expected seconds"),
         ("video,word,split,start,num_frames\na.mp4,b,train,0,9\na.mp4,b,test,9,9\n", "splits share no video"),
     ],
 )

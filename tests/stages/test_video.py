@@ -1,3 +1,7 @@
+import struct
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 import pytest
@@ -114,7 +118,185 @@ def test_sound_alone_is_no_video(tmp_path):
     assert failure(tmp_path / "a.wav") == "no_video"
 
 
-def test_a_playlist_opens_nothing_else(make_video, tmp_path):
+@pytest.mark.parametrize("folder", ["", "absolute"])
+def test_a_playlist_opens_nothing_else(make_video, tmp_path, folder):
+    where = f"{tmp_path}/" if folder else ""
     make_video(tmp_path / "v.mp4", numbered(5))
-    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{tmp_path / 'v.mp4'}'\n")
-    assert failure(tmp_path / "list.mp4") == "unreadable"
+    make_video(tmp_path / "v.ts", numbered(5))
+    (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile '{where}v.mp4'\n")
+    assert failure(tmp_path / "concat.mp4") == "unreadable"
+    segment = f"#EXTINF:1,\n{where}v.ts\n"
+    for name in ("hls.mp4", "hls.m3u8"):
+        (tmp_path / name).write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n{segment}#EXT-X-ENDLIST\n")
+        assert failure(tmp_path / name) == "unreadable"
+
+
+KINDS = {
+    "mp4": "libx264",
+    "mov": "libx264",
+    "m4v": "libx264",
+    "mkv": "libx264",
+    "webm": "libvpx",
+    "avi": "mpeg4",
+    "mpg": "mpeg1video",
+    "ts": "libx264",
+    "flv": "flv",
+    "wmv": "msmpeg4v3",
+}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_every_usual_container_is_read_whole(make_video, tmp_path, suffix):
+    path = make_video(tmp_path / f"v.{suffix}", numbered(30), codec=KINDS[suffix])
+    assert np.abs(np.subtract(numbers(read_frames(path)), range(30))).max() <= 1  # the cheap codecs blur
+
+
+def opencv_frame(path) -> np.ndarray:
+    capture = cv2.VideoCapture(str(path))
+    found, frame = capture.read()
+    assert found
+    return frame
+
+
+def mux(path, streams, *, sound: str | None = None) -> None:
+    """Write (codec, pixel format, times in ms, {option: value}) as the video streams of a file, of noise.
+
+    `sound` is the codec of 20 s of silence, if wanted; it is the first stream.
+    """
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        opened = []
+        if sound:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 48000 * 20), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 48000
+            voice = container.add_stream(sound, rate=48000, layout="mono")
+        for codec, pixels, _, options in streams:
+            stream = container.add_stream(codec, rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            if codec not in ("mpeg1video", "mpeg4"):  # which know few rates
+                stream.codec_context.time_base = Fraction(1, 1000)
+            opened.append(stream)
+        for stream, (_, pixels, times, _) in zip(opened, streams, strict=True):
+            for time in times:
+                noise = rng.integers(0, 256, (48, 64), np.uint8)
+                noise[:, :32] = np.arange(0, 256, 8)
+                frame = av.VideoFrame.from_ndarray(noise, format="gray").reformat(format=pixels)
+                frame.pts, frame.time_base = time, Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+        for stream in opened:
+            container.mux(stream.encode())
+        if sound:
+            container.mux(voice.encode(silence))
+            container.mux(voice.encode())
+
+
+def steady(count):
+    return [40 * n for n in range(count)]
+
+
+MATRICES = {  # (a, b, c, d) of x' = ax + cy, y' = bx + dy
+    0: (1, 0, 0, 1),
+    90: (0, 1, -1, 0),
+    180: (-1, 0, 0, -1),
+    270: (0, -1, 1, 0),
+}
+
+
+@pytest.mark.parametrize("degrees", MATRICES)
+def test_a_phones_video_is_turned_upright(make_video, tmp_path, degrees):
+    lying = np.full((48, 64, 3), 40, np.uint8)
+    lying[:16, :20] = 220
+    content = bytearray(make_video(tmp_path / "v.mp4", [lying] * 3).read_bytes())
+    a, b, c, d = (value * 0x10000 for value in MATRICES[degrees])
+    identity = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    at = content.index(identity, content.index(b"tkhd"))
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(content)
+    expected = opencv_frame(path)
+    assert expected.shape == ((64, 48, 3) if degrees % 180 else (48, 64, 3))
+    assert np.array_equal(next(read_frames(path, color=True)), expected)
+    gray = next(read_frames(path))
+    assert gray.shape == expected.shape[:2]
+    assert np.abs(np.asarray(gray).astype(int) - cv2.cvtColor(expected, cv2.COLOR_BGR2GRAY)).max() <= 3
+    assert np.array_equal(gray[10:30, 5:], np.asarray(gray)[10:30, 5:])
+    info = probe(path)
+    assert (info.height, info.width) == expected.shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixels", "options"),
+    [
+        ("ffv1", "gray", {}),
+        ("ffv1", "gray", {"color_range": "tv"}),
+        ("ffv1", "gray10le", {}),
+        ("libx264", "yuv420p10le", {}),
+        ("ffv1", "yuv420p10le", {}),
+        ("ffv1", "yuv420p", {"color_range": "pc"}),
+        ("libx264", "yuv420p", {"color_range": "pc"}),
+        ("mjpeg", "yuvj420p", {"color_range": "pc"}),
+        ("ffv1", "yuv420p", {}),
+        ("ffv1", "bgr0", {}),
+    ],
+)
+def test_gray_is_opencvs_for_every_range_and_depth(tmp_path, codec, pixels, options):
+    mux(tmp_path / "v.mkv", [(codec, pixels, steady(3), options)])
+    gray = np.asarray(next(read_frames(tmp_path / "v.mkv"))).astype(int)
+    assert np.abs(gray - cv2.cvtColor(opencv_frame(tmp_path / "v.mkv"), cv2.COLOR_BGR2GRAY)).max() <= 3
+
+
+def test_a_cover_picture_is_not_the_video(tmp_path):
+    mux(tmp_path / "v.mkv", [("mjpeg", "yuvj420p", [0], {}), ("libx264", "yuv420p", steady(12), {})])
+    assert len(list(read_frames(tmp_path / "v.mkv"))) == 12
+
+
+def edited(path, *, start: float, length: float):
+    """Shorten an mp4 by its edit list, to `length` seconds from `start`."""
+    content = bytearray(path.read_bytes())
+    ticks = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+    at = content.index(b"elst") + 12
+    before = struct.unpack_from(">i", content, at + 4)[0]
+    struct.pack_into(">Ii", content, at, round(1000 * length), before + round(ticks * start))
+    (path.parent / "edited.mp4").write_bytes(content)
+    return path.parent / "edited.mp4"
+
+
+@pytest.mark.parametrize(("start", "length", "count"), [(0, 0.4, 10), (0.4, 0.8, 20), (1.2, 0.4, 10), (0, 1.6, 40)])
+def test_an_edit_list_does_not_truncate(tmp_path, start, length, count):
+    mux(tmp_path / "v.mp4", [("libx264", "yuv420p", steady(40), {"g": "10"})])
+    path = edited(tmp_path / "v.mp4", start=start, length=length)
+    capture = cv2.VideoCapture(str(path))
+    assert sum(1 for _ in iter(lambda: capture.read()[0], False)) == count
+    assert len(list(read_frames(path))) == count
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "avi", "flv"])
+def test_a_cut_file_without_an_index_is_truncated(tmp_path, suffix):
+    path = tmp_path / f"v.{suffix}"
+    mux(path, [(KINDS[suffix], "yuv420p", steady(40), {})])
+    content = path.read_bytes()
+    assert len(list(read_frames(path))) == 40
+    path.write_bytes(content[: len(content) // 2])
+    assert failure(path) == "truncated"
+
+
+@pytest.mark.parametrize("sound", [None, "pcm_s16le", "aac"])
+@pytest.mark.parametrize("suffix", ["mkv", "mp4", "mov"])
+def test_uneven_times_and_longer_sound_do_not_truncate(tmp_path, suffix, sound):
+    path = tmp_path / f"v.{suffix}"
+    times = np.random.default_rng(0).integers(20, 400, 30).cumsum().tolist()
+    mux(path, [(KINDS[suffix], "yuv420p", times, {})], sound=sound)
+    assert len(list(read_frames(path))) >= 30
+
+
+def test_frames_skipped_by_the_recorder_do_not_truncate(tmp_path):
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in (*range(10), *range(20, 30)):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64), 5 * number, np.uint8), format="gray")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert probe(tmp_path / "v.avi").num_frames == 30
+    assert len(list(read_frames(tmp_path / "v.avi"))) == 20

@@ -19,6 +19,17 @@ def test_a_checkpoint_comes_back_as_it_was(trained_run, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.json", "c.pt"]
 
 
+@pytest.fixture
+def make_index(shards):
+    """The index of `shards` with other parameters, or another fps."""
+    index = load_index(shards)
+
+    def made(fps=index.fps, **parameters):
+        return dataclasses.replace(index, fps=fps, parameters=index.parameters | parameters)
+
+    return made
+
+
 class Touch:
     """What a hostile pickle looks like: opened carelessly, it makes a file."""
 
@@ -54,6 +65,11 @@ def test_a_checkpoint_cut_short_is_refused(cut, trained_run, tmp_path):
         ({"labels": [1]}, "labels"),
         ({"step": "1"}, "step"),
         ({"parameters": {}}, "parameters"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": "96"}}, "crop_size is '96'"),
+        ({"parameters": {"profile": "fixed", "crop_size": 96, "box": [1, 2]}}, "box"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": 96, "mean_face": [[1.0, 2.0]]}}, "mean_face"),
+        ({"fps": float("nan")}, "fps is nan"),
+        ({"fps": 0.0}, r"fps is 0\.0"),
         ({"extra": 1}, "extra"),
     ],
 )
@@ -68,6 +84,12 @@ def test_damaged_fields_are_named(change, message, trained_run, tmp_path):
 def test_a_foreign_file_is_no_checkpoint_of_lipprep(foreign, tmp_path):
     torch.save(foreign, tmp_path / "c.pt")
     with pytest.raises(ValueError, match="no checkpoint of lipprep"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_a_published_checkpoint_is_said_to_be_one(tmp_path):
+    torch.save({"model_state_dict": {}}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="importing published checkpoints is not part of this version"):
         load_checkpoint(tmp_path / "c.pt")
 
 
@@ -93,3 +115,31 @@ def test_other_labels_or_another_profile_do_not_fit(trained_run, shards):
         check_fits(checkpoint, dataclasses.replace(index, labels=index.labels[::-1]))
     with pytest.raises(ValueError, match=r"lrw2021.*lrw2022"):
         check_fits(checkpoint, dataclasses.replace(index, parameters={"profile": "lrw2022"}))
+
+
+FACE = [[1.0, 2.0]] * 68
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "message"),
+    [
+        ({}, {"mean_face": FACE}, "mean_face"),
+        ({"mean_face": FACE}, {"mean_face": [[1.0, 2.5]] * 68}, "mean_face"),
+        ({"box": [0, 0, 96, 96]}, {"box": [0, 8, 96, 96]}, "box"),
+        ({"fps": 25.0}, {"fps": 30.0}, "fps"),
+    ],
+)
+def test_other_crops_do_not_fit(trained, given, message, trained_run, make_index):
+    checkpoint = load_checkpoint(trained_run / "last.pt")
+    checkpoint = dataclasses.replace(checkpoint, parameters=checkpoint.parameters | trained)
+    with pytest.raises(ValueError, match=message):
+        check_fits(checkpoint, make_index(**given))
+
+
+def test_crops_made_by_other_means_are_warned_of(trained_run, make_index, capsys):
+    checkpoint = load_checkpoint(trained_run / "last.pt")
+    check_fits(checkpoint, make_index(exact=False))
+    assert capsys.readouterr().err == ""
+    check_fits(checkpoint, make_index(exact=True, detector="fan", identity="fan-12345678"))
+    err = capsys.readouterr().err
+    assert "exact False" in err and "fan-12345678" in err

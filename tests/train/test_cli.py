@@ -35,7 +35,7 @@ def test_train_evaluate_and_what_they_print(shards, tiny, tmp_path):
     assert "best validation accuracy" in out
     assert str(run / "best.pt") in out
     assert "not empty" in call(*args, "max_steps=3", code=1).output
-    outcome = call(*args[:-1], "--resume", "auto", "max_steps=4", "--json").output.splitlines()[-1]
+    outcome = call(*args[:-1], "--resume", "auto", "max_steps=4", "--json").stdout.splitlines()[-1]
     assert json.loads(outcome)["steps"] == 4
 
     out = call("evaluate", run, "--shards", shards, "--device", "cpu").output

@@ -49,6 +49,12 @@ def test_overrides_are_typed_and_dotted():
         ("seed=-1", "seed is -1"),
         ("warmup=1", "warmup is 1"),
         ("augment.scale=2", "scale is 2"),
+        ("lr=.nan", "lr is nan"),
+        ("weight_decay=.nan", "weight_decay is nan"),
+        ("weight_decay=.inf", "weight_decay is inf"),
+        ("augment.mixup=.nan", "mixup is nan"),
+        ("augment.mean=.nan", "mean is nan"),
+        ("lr=${oc.env:HOME}", "write the value itself"),
     ],
 )
 def test_bad_overrides_are_named(override, message):
@@ -78,6 +84,14 @@ def test_bad_recipe_files_are_named(tmp_path, text, message):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_a_config_from_elsewhere_does_not_read_the_environment(monkeypatch):
+    monkeypatch.setenv("SECRET", "resnet18")
+    plain = as_plain(load_recipe("compact"))
+    for change in ({"profile": "${oc.env:SECRET}"}, {"model": {"trunk": "${oc.env:SECRET}"}}):
+        with pytest.raises(ValueError, match="write the value itself"):
+            config_from(plain | change)
 
 
 def test_a_missing_recipe_file_is_named(tmp_path):

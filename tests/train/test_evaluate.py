@@ -1,13 +1,18 @@
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from lipprep.cli import main
+from lipprep.stages.shard.index import load_index
 from lipprep.train.augment import AugmentOptions
 from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.epoch import evaluation_plan
 from lipprep.train.evaluate import (
     classify,
     draw_confusion,
@@ -18,6 +23,8 @@ from lipprep.train.evaluate import (
     within_groups,
     word_table,
 )
+from lipprep.train.loader import BatchLoader, ShardBatches
+from lipprep.train.models import build
 
 
 def test_top_k_counts_the_best_and_no_more():
@@ -71,14 +78,19 @@ def test_within_a_group_only_its_words_are_answers():
 class Brightness(torch.nn.Module):
     """Answers with the word whose number is nearest to the clip's mean brightness, in tens."""
 
+    def __init__(self, ignores_padding):
+        super().__init__()
+        self.ignores_padding = ignores_padding
+
     def forward(self, x_B1THW, lengths_B):
         mean_B = x_B1THW.sum((1, 2, 3, 4)) / lengths_B / x_B1THW.shape[3] ** 2
         gray_B = (mean_B * 0.165 + 0.421) * 255
         return -(gray_B[:, None] / 10 - torch.arange(5)).abs()
 
 
-def test_every_clip_is_classified_once_whatever_it_is_padded_with():
-    levels, lengths = [0, 40, 20, 10, 30], [1, 5, 2, 3, 4]
+@pytest.mark.parametrize("ignores_padding", [False, True])
+def test_every_clip_is_classified_once_whatever_it_is_padded_with(ignores_padding):
+    levels, lengths = [0, 40, 20, 10, 30], [2, 5, 1, 3, 3]
     video = torch.zeros(5, 5, 96, 96, dtype=torch.uint8)
     for row, level, length in zip(video, levels, lengths, strict=True):
         row[:length] = level
@@ -86,11 +98,44 @@ def test_every_clip_is_classified_once_whatever_it_is_padded_with():
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 5))]
     halves[0]["keys"], halves[1]["keys"] = ["a", "b", "c"], ["d", "e"]
     logits, labels, keys = classify(
-        Brightness(), halves, options=AugmentOptions(), device=torch.device("cpu"), precision="fp32"
+        Brightness(ignores_padding), halves, options=AugmentOptions(), device=torch.device("cpu"), precision="fp32"
     )
     assert logits.argmax(1).tolist() == [0, 4, 2, 1, 3]
     assert keys == list("abcde")
     assert top_k(logits, labels, 1) == 0.8
+
+
+@pytest.mark.parametrize(("trunk", "head"), [("compact", "tcn"), ("shufflenetv2", "tcn"), ("compact", "compact")])
+def test_answers_do_not_depend_on_the_batch(trunk, head, shards):
+    torch.manual_seed(0)
+    head = {"name": head, "channels": 16, "num_layers": 2}
+    model = build({"trunk": trunk, "activation": "relu", "head": head}, 4)
+    for parameter in model.parameters():  # away from where a fresh network starts: biases of zero
+        torch.nn.init.normal_(parameter, std=0.2)
+    batches = ShardBatches(shards, load_index(shards), "test")
+    assert len(set(batches[np.array([[0, i] for i in range(9)])]["lengths"].tolist())) > 1
+
+    def logits(batch_size: int) -> np.ndarray:
+        plan = evaluation_plan(batches.counts, batch_size=batch_size)
+        loader = BatchLoader(batches, plan, workers=0, pin_memory=False)
+        where = {"device": torch.device("cpu"), "precision": "fp32"}
+        return classify(model, loader, options=AugmentOptions(crop_size=48), **where)[0]
+
+    alone = logits(1)
+    assert alone.std() > 0.1
+    for batch_size in (4, 14):
+        assert logits(batch_size) == pytest.approx(alone, abs=1e-4 * float(np.abs(alone).max()))
+
+
+def test_clips_that_no_shard_holds_are_counted(trained_run, shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    plain = json.loads((folder / "index.json").read_text())
+    plain["failures"] = {"test": {"no_face": 2, "unreadable": 1}, "val": {"truncated": 4}}
+    (folder / "index.json").write_text(json.dumps(plain))
+    results = evaluate(trained_run, shards=folder, out=tmp_path / "out", device="cpu")
+    assert results["not_in_shards"] == {"no_face": 2, "unreadable": 1}
+    args = ["evaluate", str(trained_run), "--shards", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert "3 clips of the split are in no shard" in CliRunner().invoke(main, args).output
 
 
 def test_the_word_table_names_what_a_word_is_taken_for():

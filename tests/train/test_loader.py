@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.shard.reader import read_samples
+from lipprep.train import loader
 from lipprep.train.epoch import evaluation_plan, training_plan
 from lipprep.train.loader import BatchLoader, ShardBatches
 
@@ -59,6 +61,33 @@ def test_a_loader_may_be_read_again(shards):
 def test_a_missing_split_names_those_there(shards):
     with pytest.raises(ValueError, match=r"unseen.*test, train, val"):
         batches_of(shards, "unseen")
+
+
+def test_without_workers_a_thread_reads_one_batch_ahead():
+    class Slow:
+        begun = threading.Event()
+
+        def __getitem__(self, number):
+            if number == 1:
+                self.begun.set()
+            return {"number": number}
+
+    before = threading.active_count()
+    batches = iter(BatchLoader(Slow(), range(9), workers=0, pin_memory=False))
+    assert next(batches) == {"number": 0}
+    assert Slow.begun.wait(60)
+    assert next(batches) == {"number": 1}
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("duration", ["1", True, -1, [], float("nan"), 10**400])
+def test_durations_that_are_none_are_refused(duration, make_shards, tmp_path, monkeypatch):
+    folder = make_shards(tmp_path, splits={"train": [1]})
+    sample = {"key": "up/1", "mouth": np.zeros((3, 96, 96), np.uint8), "label": 0, "duration": duration}
+    monkeypatch.setattr(loader, "read_samples", lambda *_: [sample])
+    with pytest.raises(ValueError, match=r"train-0000\.tar: clip up/1 has duration"):
+        batches_of(folder).read(np.array([[0, 0]]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -7,10 +7,13 @@ import signal
 import pytest
 import torch
 
+from lipprep.train import device as devices
 from lipprep.train import loop
 from lipprep.train.checkpoint import load_checkpoint
-from lipprep.train.config import load_recipe
+from lipprep.train.config import load_config, load_recipe
+from lipprep.train.evaluate import evaluate
 from lipprep.train.loop import learning_rate, train
+from lipprep.train.models import LipReader
 from lipprep.train.run import open_run
 
 
@@ -49,7 +52,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
 
     def disturbed(*args, step, **kwargs):
         loss = original(*args, step=step, **kwargs)
-        if step == 6 and how == "crash":
+        if step == 5 and how == "crash":
             raise RuntimeError("the machine went down")
         if step == 6:
             os.kill(os.getpid(), signal.SIGINT)
@@ -72,6 +75,94 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
         assert (a.step, a.epoch, a.batch, a.best) == (b.step, b.epoch, b.batch, b.best)
 
 
+def test_a_run_killed_while_it_validates_loses_nothing(shards, tiny, tmp_path, monkeypatch):
+    config, run = load_recipe("compact", [*tiny, "epochs=2"]), tmp_path / "b"
+    train(config, shards=shards, run=tmp_path / "a", device="cpu")
+    original, calls = loop._validate, []
+
+    def killed(*args, **kwargs):
+        calls.append(None)
+        if len(calls) in (1, 3):
+            raise RuntimeError("the machine went down")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "_validate", killed)
+    checkpoint = None
+    for step in (6, 12):
+        with pytest.raises(RuntimeError):
+            train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+        _, config, checkpoint = open_run(run, resume="auto")
+        assert checkpoint.step == step
+    train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+    assert lines(run) == lines(tmp_path / "a")
+    for name in ("last.pt", "best.pt"):
+        assert load_checkpoint(run / name).best == load_checkpoint(tmp_path / "a" / name).best
+
+
+def test_a_line_holds_the_mean_loss_of_the_steps_since_the_last(shards, tiny, tmp_path):
+    for name, every in (("a", 1), ("b", 4)):
+        config = load_recipe("compact", [*tiny, "max_steps=10", f"log_every={every}"])
+        train(config, shards=shards, run=tmp_path / name, device="cpu")
+    losses = [row["loss"] for row in lines(tmp_path / "a") if "split" not in row]
+    rows = [row for row in lines(tmp_path / "b") if "split" not in row]
+    assert [row["loss"] for row in rows] == [losses[3], losses[7], losses[9]]
+    means = [sum(part) / len(part) for part in (losses[:4], losses[4:8], losses[8:])]
+    assert [row["mean_loss"] for row in rows] == pytest.approx(means)
+
+
+def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda _: True)
+    seen, original = set(), LipReader.forward
+
+    def spied(model, *args):
+        seen.add((model.training, torch.is_autocast_enabled("cpu")))
+        return original(model, *args)
+
+    monkeypatch.setattr(LipReader, "forward", spied)
+    run = tmp_path / "r"
+    train(load_recipe("compact", [*tiny, "max_steps=2"]), shards=shards, run=run, device="cpu")
+    assert seen == {(True, True), (False, False)}
+    evaluate(run, shards=shards, device="cpu")
+    assert seen == {(True, True), (False, False)}
+    resolved = {"device": "cpu", "precision": "bf16", "workers": 0}
+    assert load_checkpoint(run / "last.pt").config["resolved"] == resolved
+    assert load_config(run / "config.yaml").resolved == resolved
+
+    monkeypatch.setattr(devices, "_cpu_has_bf16", lambda _: False)
+    _, config, checkpoint = open_run(run, overrides=["max_steps=3"], resume="auto")
+    assert capsys.readouterr().err == ""
+    train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+    assert "on precision bf16 and goes on with fp32" in capsys.readouterr().err
+
+
+def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch):
+    original = loop._step
+
+    def broken(model, *args, **kwargs):
+        loss = original(model, *args, **kwargs)
+        next(model.parameters()).data[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(loop, "_step", broken)
+    config = load_recipe("compact", [*tiny, "max_steps=1"])
+    with pytest.raises(ValueError, match="weights after step 1 are no finite numbers"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    monkeypatch.undo()
+    assert not list((tmp_path / "r").glob("*.pt"))
+
+    monkeypatch.setattr(loop, "_validate", lambda *_, **__: {"loss": math.nan, "top1": 1.0, "top5": 1.0})
+    with pytest.raises(ValueError, match="validation loss after step 1 is nan"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert not (tmp_path / "r" / "best.pt").exists()
+
+
+def test_a_crop_larger_than_the_shards_is_refused_at_once(shards, tiny, tmp_path):
+    config = load_recipe("compact", [*tiny, "augment.crop_size=112"])
+    with pytest.raises(ValueError, match=r"96 pixels wide.*crop_size=112"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert not (tmp_path / "r").exists()
+
+
 def test_seeds_make_runs(shards, tiny, tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         config = load_recipe("compact", [*tiny, "max_steps=2", f"seed={seed}"])
@@ -88,9 +179,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny,
 def test_another_profile_than_the_recipes_is_warned_of(make_shards, tiny, tmp_path, capsys):
     shards = make_shards(tmp_path / "shards", splits={"train": [8]}, profile="lrw2022")
     train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=shards, run=tmp_path / "r", device="cpu")
-    out = capsys.readouterr().out
-    assert "meant for crops of profile lrw2021" in out
-    assert "no split val" in out
+    said = capsys.readouterr()
+    assert "meant for crops of profile lrw2021" in said.err
+    assert "no split val" in said.out
     assert not (tmp_path / "r" / "best.pt").exists()
 
 

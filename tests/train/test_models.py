@@ -121,18 +121,18 @@ SMALL_HEADS = [
 @pytest.mark.parametrize("head", SMALL_HEADS, ids=lambda head: head["name"])
 @pytest.mark.parametrize("trunk", ["resnet18", "shufflenetv2", "compact"])
 def test_any_trunk_goes_with_any_head(trunk, head):
-    config = {"trunk": trunk, "activation": "swish", "boundary": True, "head": head}
+    config = {"trunk": trunk, "activation": "swish", "head": head}
     model = build(config, 7)
-    lengths, boundary = torch.tensor([4, 2]), torch.zeros(2, 4, 1)
-    features = model.extract_features(clips(2, 4), lengths, boundary)
+    lengths = torch.tensor([4, 2])
+    features = model.extract_features(clips(2, 4), lengths)
     assert features.shape[:2] == (2, 4)
-    logits = model(clips(2, 4), lengths, boundary)
+    logits = model(clips(2, 4), lengths)
     assert logits.shape == (2, 7)
     nn.functional.cross_entropy(logits, torch.tensor([3, 5])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     assert model.frontend3D.get_submodule("0" if trunk != "compact" else "conv").weight.grad.abs().sum() > 0
-    one_frame = model.eval()(clips(1, 1), torch.tensor([1]), torch.ones(1, 1, 1))
+    one_frame = model.eval()(clips(1, 1), torch.tensor([1]))
     assert torch.isfinite(one_frame).all()
 
 
@@ -187,17 +187,6 @@ def test_compact_is_small_and_starts_to_learn_at_once():
     assert loss.item() < 0.5 * math.log(4)
 
 
-def test_only_a_network_built_for_boundaries_takes_them():
-    head = SMALL_HEADS[2]
-    without, with_boundary = (build(COMPACT | {"boundary": b, "head": head}, 7).eval() for b in (False, True))
-    x, lengths, boundary = clips(1, 4), torch.tensor([4]), torch.tensor([0.0, 1, 1, 0])[None, :, None]
-    with pytest.raises(ValueError, match="boundary"):
-        without(x, lengths, boundary)
-    with pytest.raises(ValueError, match="boundary"):
-        with_boundary(x, lengths)
-    assert torch.equal(with_boundary.extract_features(x, lengths, boundary)[:, :, -1:], boundary)
-
-
 @pytest.mark.parametrize(
     ("changed", "known"),
     [
@@ -208,7 +197,7 @@ def test_only_a_network_built_for_boundaries_takes_them():
         ({"head": {"name": "mstcn", "kernel_sizes": [3, 4]}}, "odd"),
         ({"trunk": "shufflenetv2", "width_mult": 0.7}, "0.5, 1.0, 1.5, 2.0"),
         ({"width_mult": 0.5}, "1.0"),
-        ({"stem": "conv3d"}, "activation, boundary, head, trunk, width_mult"),
+        ({"stem": "conv3d"}, "activation, head, trunk, width_mult"),
     ],
 )
 def test_what_is_unknown_is_refused_with_what_is_known(changed, known):

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import av
@@ -5,7 +6,13 @@ import numpy as np
 import pytest
 from skimage import data
 
+from lipprep.stages.align import mean_face
+from lipprep.stages.crop import CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
+from lipprep.stages.landmarks import load_detector, track
+from lipprep.stages.video import read_frames
+from lipprep.train import predict
+from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
 from lipprep.train.predict import centre_frames, find_videos, load_reader
 
 
@@ -49,9 +56,68 @@ def test_the_window_is_the_middle_in_time(fps, length, tmp_path):
     taken = centre_frames(write_video(tmp_path / "v.mp4", frames, fps=fps), fps=25.0, num_frames=29)
     seconds = length / fps
     assert len(taken) == min(29, round(seconds * 25))
-    times = np.array([(frame.mean() - 40) / 150 * seconds for frame in taken])
+    times = np.array([(np.asarray(frame).mean() - 40) / 150 * seconds for frame in taken])
     assert times.mean() == pytest.approx(seconds / 2, abs=0.1)
     assert times[-1] - times[0] == pytest.approx(len(taken) / 25, abs=0.15)
+
+
+@pytest.fixture
+def load_with(trained_run, tmp_path):
+    """A reader of the trained run whose checkpoint has other parameters."""
+
+    def loaded(**parameters):
+        checkpoint = load_checkpoint(trained_run / "best.pt")
+        changed = dataclasses.replace(checkpoint, parameters=checkpoint.parameters | parameters)
+        save_checkpoint(tmp_path / "changed.pt", changed)
+        return load_reader(tmp_path / "changed.pt", device="cpu")
+
+    return loaded
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """The mouth crops that readers cut from here on."""
+    made = []
+
+    def kept(*args, **kwargs):
+        made.extend(crop_clips(*args, **kwargs))
+        return made[-1:]
+
+    monkeypatch.setattr(predict, "crop_clips", kept)
+    return made
+
+
+def test_crops_are_aligned_to_the_mean_face_of_training(load_with, face, cut, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [face] * 3)
+    published = mean_face().tolist()
+    larger = ((mean_face() - 128) * 1.2 + 128).tolist()
+    for given in (None, published, larger):
+        load_with(mean_face=given).read(video, count=1)
+    assert np.array_equal(cut[0].mouth, cut[1].mouth)
+    assert cut[2].scale == pytest.approx(1.2 * cut[0].scale, rel=1e-3)
+    with pytest.raises(ValueError, match="mean face"):
+        load_with(mean_face="0" * 64)
+
+
+def test_exact_crops_are_cut_from_colour(load_with, face, cut, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [face] * 3)
+    for exact in (False, True):
+        load_with(exact=exact).read(video, count=1)
+    frames = list(read_frames(video, color=True))
+    points = track(read_frames(video), load_detector("mesh")).points
+    (wanted,) = crop_clips(frames, [Window(None, 3, points)], CropParameters(exact=True))
+    assert np.array_equal(cut[1].mouth, wanted.mouth)
+    assert not np.array_equal(cut[0].mouth, wanted.mouth)
+
+
+def test_another_detector_than_in_training_is_warned_of(load_with, capsys):
+    load_with(detector="mesh", identity=load_detector("mesh").identity)
+    load_with(profile="fixed", box=[80, 116, 96, 96], detector="fan", identity="fan-12345678")
+    assert capsys.readouterr().err == ""
+    load_with(detector="fan", identity="fan-12345678")
+    load_with(detector="archive", persons=None)
+    err = capsys.readouterr().err
+    assert "fan-12345678" in err and "landmarks of archive" in err
 
 
 def test_what_cannot_be_read_says_why(reader, tmp_path):

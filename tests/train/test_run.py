@@ -29,6 +29,26 @@ def test_auto_starts_a_run_that_saved_nothing_yet(tmp_path):
         open_run(None, resume="auto")
 
 
+def test_auto_starts_anew_with_the_config_of_the_run(trained_run, tmp_path):
+    shutil.copy(trained_run / "config.yaml", tmp_path)
+    run, config, checkpoint = open_run(tmp_path, overrides=["epochs=9"], resume="auto")
+    assert (run, checkpoint) == (tmp_path, None)
+    assert (config.recipe, config.batch_size, config.epochs) == ("compact", 8, 9)
+    assert open_run(tmp_path, recipe="lrw_snv05x_tcn1x", resume="auto")[1].recipe == "lrw_snv05x_tcn1x"
+    (tmp_path / "config.yaml").write_text("lr: [")
+    with pytest.raises(ValueError, match=r"config\.yaml"):
+        open_run(tmp_path, resume="auto")
+
+
+def test_what_a_resumed_run_does_not_take_from_the_recipe_is_named(trained_run, tmp_path, capsys):
+    recipe = tmp_path / "compact.yaml"
+    recipe.write_text((trained_run / "config.yaml").read_text().replace("lr: 0.003", "lr: 0.001"))
+    assert open_run(trained_run, recipe=str(recipe), resume="auto")[1].lr == 3e-3
+    assert "lr=0.003, not 0.001" in capsys.readouterr().err
+    assert open_run(trained_run, recipe=str(recipe), overrides=["lr=0.001"], resume="auto")[1].lr == 1e-3
+    assert capsys.readouterr().err == ""
+
+
 def test_a_resumed_run_keeps_its_config(trained_run):
     run, config, checkpoint = open_run(trained_run, overrides=["epochs=9"], resume="auto")
     assert (run, checkpoint.step) == (trained_run, 36)

@@ -5,7 +5,6 @@ A configuration names one of each, so that any trunk goes with any head:
     trunk: resnet18            # resnet18, shufflenetv2 or compact; the stem comes with it
     activation: prelu          # prelu, relu or swish
     width_mult: 1.0            # shufflenetv2: 0.5, 1.0, 1.5 or 2.0; the others: 1.0
-    boundary: false            # the head also gets the word boundary, one value a frame
     head:
       name: mstcn              # mstcn, tcn or compact
       kernel_sizes: [3, 5, 7]  # tcn and compact: kernel_size: 3
@@ -21,7 +20,6 @@ have its parameter names: their checkpoints' "model_state_dict" loads as it is.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lipprep.train.models.compact import STEM_CHANNELS, TRUNK_WIDTHS, CompactHead, CompactStem
@@ -49,7 +47,7 @@ _HEADS = {
     "tcn": (tcn, {"kernel_size": 3, "num_layers": 4, "channels": 256, "dropout": 0.2}),
     "compact": (CompactHead, {"kernel_size": 3, "num_layers": 4, "channels": 128, "dropout": 0.2}),
 }
-_KEYS = {"trunk", "activation", "width_mult", "boundary", "head"}
+_KEYS = {"trunk", "activation", "width_mult", "head"}
 
 
 class LipReader(nn.Module):
@@ -58,42 +56,38 @@ class LipReader(nn.Module):
     The stem is called `frontend3D` and the head `tcn`, as in the published checkpoints, whatever they are.
     """
 
-    def __init__(self, frontend3D: nn.Module, trunk: nn.Module, tcn: nn.Module, *, boundary: bool):
+    def __init__(self, frontend3D: nn.Module, trunk: nn.Module, tcn: nn.Module):
         super().__init__()
         # The order of registration is that of the published checkpoints.
         self.trunk = trunk
         self.frontend3D = frontend3D
         self.tcn = tcn
-        self.boundary = boundary
 
-    def extract_features(self, x_B1THW: Tensor, lengths_B: Tensor, boundary_BT1: Tensor | None = None) -> Tensor:
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether a clip's logits are the same whatever it is padded with, and however much."""
+        return self.frontend3D.skips_padding and isinstance(self.tcn, CompactHead)
+
+    def extract_features(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
         """Features of the frames before any temporal convolution but the stem's, (B, T, C) float32.
 
         Padded frames hold zeros with the `compact` trunk, and what the network makes of their pixels with
-        the others. The boundary, where the network takes one, is the last channel. Raises ValueError
-        where the boundary is missing or not wanted.
+        the others.
         """
-        if self.boundary != (boundary_BT1 is not None):
-            wanted = "wants a word boundary and got none" if self.boundary else "takes no word boundary"
-            raise ValueError(f"this network {wanted}: its configuration says boundary: {self.boundary}")
         batch_size, _, num_frames = x_B1THW.shape[:3]
         feat_NC = self.trunk(self.frontend3D(x_B1THW, lengths_B))
         if self.frontend3D.skips_padding:
             positions_N = valid_positions(lengths_B, num_frames)
-            feat_BTC = unpack(feat_NC, positions_N, batch_size, num_frames)
-        else:
-            feat_BTC = feat_NC.unflatten(0, (batch_size, num_frames))
-        if boundary_BT1 is not None:
-            feat_BTC = torch.cat((feat_BTC, boundary_BT1.to(feat_BTC.dtype)), dim=2)
-        return feat_BTC
+            return unpack(feat_NC, positions_N, batch_size, num_frames)
+        return feat_NC.unflatten(0, (batch_size, num_frames))
 
-    def forward(self, x_B1THW: Tensor, lengths_B: Tensor, boundary_BT1: Tensor | None = None) -> Tensor:
+    def forward(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
         """Logits (B, num_classes) of normalised gray clips.
 
         `x_B1THW` is float32, zero after each clip's `lengths_B` frames (int64, at least 1, on the same
-        device); `boundary_BT1` is 1 inside the word and 0 outside, for networks built with `boundary`.
+        device).
         """
-        return self.tcn(self.extract_features(x_B1THW, lengths_B, boundary_BT1), lengths_B)
+        return self.tcn(self.extract_features(x_B1THW, lengths_B), lengths_B)
 
 
 def _choose(what: str, name: Any, known: Mapping[Any, Any]) -> Any:
@@ -130,13 +124,7 @@ def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel size {kernel_size} of the {head_name} head is even: it must be odd")
 
-    boundary = bool(config.get("boundary", False))
     stem, trunk = make_trunk(width_mult, act)
-    model = LipReader(
-        stem,
-        trunk,
-        make_head(trunk.channels + boundary, num_classes, activation_name=act, **options),
-        boundary=boundary,
-    )
+    model = LipReader(stem, trunk, make_head(trunk.channels, num_classes, activation_name=act, **options))
     initialise(model)
     return model

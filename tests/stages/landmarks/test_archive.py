@@ -147,6 +147,36 @@ def test_wrong_contents_are_bad_landmarks(tmp_path):
         assert kind_and_message(tmp_path)[0] == "bad_landmarks"
 
 
+def doubled(depth):
+    nested = [1.0, 2.0]
+    for _ in range(depth):
+        nested = [nested, nested]
+    return nested
+
+
+@pytest.mark.parametrize(
+    ("entries", "kind"),
+    [
+        (np.zeros((10**8, 0), np.float32), "npz"),
+        (np.zeros((1, 10**12, 0, 2), np.float32), "npz"),
+        (np.zeros((10**8, 0), np.float32), "pkl"),
+        ([None] * 200_000, "pkl"),
+        ([[None] * 10**6] * 90_000, "pkl"),
+        ([[{"facial_landmarks": doubled(60)}]], "pkl"),
+        ([[{"facial_landmarks": [np.zeros(10**5, np.float32)] * 10**5}]], "pkl"),
+    ],
+)
+def test_small_files_cannot_claim_much(tmp_path, entries, kind):
+    failure, message = kind_and_message(write(tmp_path, entries, kind=kind)[0])
+    assert failure == "bad_landmarks" and len(message) < 1000
+
+
+def test_points_may_be_lists(tmp_path):
+    for points in (POINTS[0].tolist(), POINTS[0].ravel().tolist(), list(POINTS[0])):
+        clip = read_archive(*write(tmp_path, [[{"facial_landmarks": points}]]))
+        np.testing.assert_array_equal(clip.points, POINTS[:1])
+
+
 def test_a_damaged_npz_is_bad_landmarks(tmp_path):
     folder, name = write(tmp_path, objects([person(POINTS[0])]), kind="npz")
     path = folder / f"{name}.npz"

@@ -156,6 +156,50 @@ def test_memory_is_bounded():
             load_pickle(content)
 
 
+def shared_tuples(depth):
+    """A tuple of 2**depth leaves: its hash takes as many steps, its pickle a few bytes a level."""
+    nested = ("a",)
+    for _ in range(depth):
+        nested = (nested, nested)
+    return nested
+
+
+def pushed(depth):
+    """The opcodes that push shared_tuples(depth), by DUP instead of the memo."""
+    return b"K\x01" + b"2\x86" * depth
+
+
+NESTED = pickletools.optimize(pickle.dumps(shared_tuples(60), 2))[2:-1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + NESTED + b"Ns.",
+        b"}(K\x01N" + NESTED + b"Nu.",
+        b"(K\x01N" + NESTED + b"Nd.",
+        NESTED + b"q\x7f}h\x7fNs.",  # by way of the memo
+        b"\x80\x04" + NESTED + b"\x940}h" + bytes([NESTED.count(b"q")]) + b"Ns.",
+        b"}" + pushed(60) + b"Ns.",
+        b"}(0" + pushed(60) + b"Ns.",  # a mark taken back
+        b"\x80\x04\x8f(" + NESTED + b"\x90.",  # sets, too
+        b"\x80\x04(" + NESTED + b"\x91.",
+        pickle.dumps({(): 1}),
+    ],
+)
+def test_only_plain_keys_are_hashed(content):
+    with pytest.raises(PickleRefusedError, match=r"key|set"):  # within a lifetime
+        load_pickle(content)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_keys_and_shared_values_are_read(protocol):
+    key = "facial_landmarks"
+    data = [{key: 1, 2: shared_tuples(3), 2.5: None, None: 1, True: 0, 2**70: 1, -1: 2}, {key: (key, {key: key})}, {}]
+    same(load_pickle(pickle.dumps(data, protocol)), data)
+    load_pickle(pickle.dumps(shared_tuples(60), protocol))
+
+
 @given(st.binary(max_size=64))
 def test_any_bytes_are_read_or_refused(content):
     for start in (b"", b"\x80\x04", b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n"):

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import math
 import tarfile
 
 import numpy as np
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from lipprep.stages.shard.codec import check_codec, decode_mouth, encode_mouth, npy_array, npy_bytes
 from lipprep.stages.shard.index import Index, Shard, load_index, save_index
-from lipprep.stages.shard.reader import TarMembers, read_samples
+from lipprep.stages.shard.reader import TarMembers, decode_sample, read_samples
 from lipprep.stages.shard.writer import TarWriter
 
 
@@ -54,6 +56,43 @@ def test_damaged_members_are_refused(payload):
     for extension in ("mouth.jpg", "mouth.npy"):
         with pytest.raises(ValueError):
             decode_mouth(extension, payload)
+
+
+def header_of(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000, 96, 96)", "(-1, -1, 0)", "(99999999999999999999,)", "(2, 2, 2)"])
+def test_headers_that_promise_what_is_not_there_are_refused(shape):
+    with pytest.raises(ValueError, match="header of the array"):
+        npy_array(header_of(shape) + bytes(4))
+    with pytest.raises(ValueError):
+        npy_array(b"\x93NUMPY\x03\x00" + header_of("(4,)")[8:])
+    assert npy_array(header_of("(4,)") + bytes(4)).tolist() == [0] * 4
+
+
+def test_a_picture_of_absurd_size_is_refused():
+    payload = bytearray(encode_mouth(np.zeros((2, 96, 96), np.uint8))[1])
+    frame = payload.index(b"\xff\xc0")  # the JPEG's frame header holds height and width
+    payload[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"
+    with pytest.raises(ValueError):
+        decode_mouth("mouth.jpg", bytes(payload))
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "null", "{", "[" * 100_000])
+def test_json_that_is_no_object_is_refused(text):
+    extension, payload = encode_mouth(smooth(2, 8))
+    with pytest.raises(ValueError, match="clip a/b"):
+        decode_sample({"__key__": "a/b", extension: payload, "json": text.encode()})
+
+
+def test_fields_do_not_take_the_place_of_key_and_mouth():
+    extension, payload = encode_mouth(smooth(2, 8), codec="npy")
+    fields = json.dumps({"key": "x", "mouth": "y", "label": 3}).encode()
+    sample = decode_sample({"__key__": "a/b", extension: payload, "json": fields})
+    assert sample["key"] == "a/b" and sample["label"] == 3
+    assert np.array_equal(sample["mouth"], smooth(2, 8))
 
 
 def test_arrays_of_objects_are_refused():
@@ -183,4 +222,69 @@ def test_what_does_not_fit_the_index_is_named(indexed):
         load_index(folder)
     (folder / "index.json").unlink()
     with pytest.raises(ValueError, match="lipprep shards -o"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": {}}, "profile"),
+        ({"parameters": []}, "parameters"),
+        ({"parameters": {"profile": "lrw2021"}}, "crop_size"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": True}}, "crop_size"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": 96, "mean_face": [1, 2]}}, "mean_face"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": 96, "box": "80,116"}}, "box"),
+        ({"parameters": {"profile": "lrw2021", "crop_size": 96, "exact": "no"}}, "exact"),
+        ({"labels": "ab"}, "labels"),
+        ({"labels": [1, 2]}, "labels"),
+        ({"fps": 0}, "fps"),
+        ({"fps": math.nan}, "fps"),
+        ({"fps": math.inf}, "fps"),
+        ({"fps": "25"}, "fps"),
+        ({"failures": {"train": 3}}, "index"),
+        ({"shards": [{"name": "x.tar", "split": "train", "samples": "9", "bytes": 1, "sha256": ""}]}, "x.tar"),
+        *(
+            ({"shards": [{"name": name, "split": "train", "samples": 9, "bytes": 1, "sha256": ""}]}, "file name")
+            for name in ("../x.tar", "/etc/passwd", "a/b.tar", "a\\\\b.tar", "..", "", 7)
+        ),
+    ],
+)
+def test_a_damaged_index_is_named_with_its_remedy(change, message, indexed):
+    folder, _ = indexed
+    plain = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(plain | change))
+    with pytest.raises(ValueError, match=rf"index\.json.*{message}.*lipprep shards -o"):
+        load_index(folder)
+
+
+def test_mean_faces_are_absent_digests_or_points(indexed):
+    folder, index = indexed
+    for face in (None, "0" * 64, [[1.5, 2]] * 68):
+        save_index(folder, dataclasses.replace(index, parameters=index.parameters | {"mean_face": face}))
+        assert load_index(folder).parameters["mean_face"] == face
+
+
+@pytest.mark.parametrize("size", [0, 10, 300])
+def test_offsets_cut_short_are_named(size, indexed):
+    folder, _ = indexed
+    (folder / "index.npz").write_bytes((folder / "index.npz").read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"index\.npz.*lipprep shards -o"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize("wrong", ["short", "float", "negative", "equal", "falling", "beyond"])
+def test_offsets_outside_their_shard_are_named(wrong, indexed):
+    folder, index = indexed
+    (name,) = index.offsets
+    starts = index.offsets[name].astype(np.int64)
+    changed = {
+        "short": starts[:-1],
+        "float": starts.astype(np.float64),
+        "negative": starts - 512,
+        "equal": np.where(np.arange(len(starts)) == 3, starts[2], starts),
+        "falling": starts[::-1],
+        "beyond": np.where(np.arange(len(starts)) == len(starts) - 1, 10**9, starts),
+    }
+    np.savez(folder / "index.npz", **{name: changed[wrong]})
+    with pytest.raises(ValueError, match=r"train-00000\.tar in .*index\.npz.*lipprep shards -o"):
         load_index(folder)
