@@ -23,10 +23,11 @@ from ai_edge_litert.interpreter import Interpreter
 
 from lipprep.pipeline.chunk import run_job
 from lipprep.pipeline.manifest import load_manifest, save_manifest
-from lipprep.pipeline.plan import Layout, Wanted, survey
+from lipprep.pipeline.plan import Layout, survey
 from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.sample import make_sample
 from lipprep.pipeline.sources import lrw, make_manifest
+from lipprep.pipeline.wanted import Wanted
 
 BUILD = Path("build/bench")
 ROUNDS = 5

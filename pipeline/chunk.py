@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 
 from lipprep.pipeline.manifest import Clip, groups
-from lipprep.pipeline.plan import ROW_FIELDS, Wanted, archive_name, digest, file_digest, source_stat
+from lipprep.pipeline.plan import ROW_FIELDS, archive_name, digest, file_digest, source_stat
 from lipprep.pipeline.records import commit, read_entries, read_header, uncommit
-from lipprep.stages.align import mean_face
-from lipprep.stages.crop import Crop, CropParameters, Window, crop_clips
+from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
+from lipprep.stages.crop import Crop, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import Detector, load_detector, track
 from lipprep.stages.shard.codec import encode_mouth, npy_array, npy_bytes
@@ -76,24 +76,6 @@ def _of(failure: Exception) -> Made:
         return failed(failure.kind, str(failure))
     # A fault of ours or of a library's must not cost the chunk; its clip is named, with all that is known.
     return failed("error", f"{type(failure).__name__}: {failure}")
-
-
-def crop_parameters(wanted: Wanted) -> CropParameters:
-    """What is wanted of the crops; ValueError where no crop can be cut so."""
-    return CropParameters(profile=wanted.profile, crop_size=wanted.crop_size, exact=wanted.exact, box=wanted.box)
-
-
-def load_mean_face(path: Path | None) -> np.ndarray:
-    """The mean face (68, 2) float64 in an .npy file, or the published one. ValueError for any other array."""
-    if path is None:
-        return mean_face()
-    try:
-        face = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the mean face {path} cannot be read: {error}") from error
-    if face.shape != (68, 2) or not np.isfinite(face).all():
-        raise ValueError(f"the mean face {path} has shape {face.shape}, expected (68, 2) finite numbers")
-    return face.astype(np.float64)
 
 
 @cache

@@ -103,8 +103,7 @@ def _open(manifest_path: Path | None, root: Path | None, work: Path, out: Path |
 
 def _want(layout, flags: dict):
     """What is wanted: the flags given, then plan.yaml, then the defaults; checked, and kept in plan.yaml."""
-    from lipprep.pipeline.chunk import crop_parameters, load_mean_face
-    from lipprep.pipeline.plan import Wanted, read_wanted, write_wanted
+    from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face, read_wanted, write_wanted
     from lipprep.stages.shard.codec import check_codec
 
     before = read_wanted(layout.plan)
@@ -207,8 +206,8 @@ def landmarks(
       lipprep landmarks -m manifests/lrw.jsonl
       lipprep landmarks --detector archive --archive LRW_landmarks --persons lrw500_detected_face.csv
     """
-    from lipprep.pipeline.plan import read_wanted
     from lipprep.pipeline.run import run_stage
+    from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.landmarks import load_detector
 
     listed, layout = _open(manifest_path, root, work)
@@ -320,9 +319,10 @@ def status(manifest_path, root, work, out, as_json: bool) -> None:
     Example:
       lipprep status
     """
-    from lipprep.pipeline.plan import STAGES, read_wanted, survey, upstream
+    from lipprep.pipeline.plan import STAGES, survey, upstream
     from lipprep.pipeline.status import as_json as plain
     from lipprep.pipeline.status import table
+    from lipprep.pipeline.wanted import read_wanted
 
     listed, layout = _open(manifest_path, root, work, out)
     wanted = read_wanted(layout.plan)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import read_header
-from lipprep.stages.atomic import write_text
+from lipprep.pipeline.wanted import Wanted
 
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output changes for the same input: what was made before is then stale.
@@ -20,52 +20,6 @@ ROW_FIELDS = {
     "crops": ("key", "video", "start", "num_frames"),
     "shards": tuple(f.name for f in dataclasses.fields(Clip) if f.name != "chunk"),
 }
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is wanted of every stage, as work/NAME/plan.yaml keeps it; the defaults are LRW's.
-
-    `identity` names the detector with its weights, as `lipprep landmarks` found them: other stages run where
-    the weights are not. `archive` and `persons` are the folder of published landmark files and its table of
-    persons; `mean_face` is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
-    """
-
-    detector: str = "mesh"
-    identity: str | None = None
-    archive: str | None = None
-    persons: str | None = None
-    profile: str = "lrw2021"
-    crop_size: int = 96
-    exact: bool = False
-    box: tuple[int, int, int, int] = (80, 116, 96, 96)
-    mean_face: str | None = None
-    codec: str = "jpeg"
-    quality: int = 95
-
-
-def read_wanted(path: Path) -> Wanted:
-    """What plan.yaml says, or the defaults. Raises ValueError for a file that is not of this form."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if not path.is_file():
-        return Wanted()
-    try:
-        fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no plan of lipprep's: {error}; mend or remove it") from error
-    return Wanted(**{**fields, "box": tuple(fields["box"])})
-
-
-def write_wanted(path: Path, wanted: Wanted) -> None:
-    """Keep what is wanted, so that the next command need not be told again."""
-    from omegaconf import OmegaConf
-
-    text = OmegaConf.to_yaml(OmegaConf.structured(wanted))
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
 
 
 def file_digest(path: Path) -> str:

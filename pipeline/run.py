@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.plan import STAGES, Chunk, Layout, Wanted, archive_name, stage_parameters, survey, upstream
+from lipprep.pipeline.plan import STAGES, Chunk, Layout, archive_name, stage_parameters, survey, upstream
 from lipprep.pipeline.records import add_counts, read_entries, read_header, record_path, root_class
+from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.failures import FAILURES
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def check_out(manifest: Manifest, out: Path) -> None:
 
 def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its."""
-    from lipprep.pipeline.chunk import load_mean_face
+    from lipprep.pipeline.wanted import load_mean_face
     from lipprep.stages.shard.index import Index, Shard, save_index
 
     shards, offsets, failures = [], {}, {}

@@ -54,8 +54,9 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.video.stream.Vide
     if not path.stat().st_size:
         raise ClipFailure("unreadable", f"{path} is empty")
     try:
+        # As `options`, which go to the streams as well, these crash PyAV before 18 for mpg and flv.
         options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
-        container = av.open(str(path.resolve()), options=options)
+        container = av.open(str(path.resolve()), container_options=options)
     except (av.FFmpegError, ValueError) as error:
         raise ClipFailure("unreadable", f"{path} is not a video, or cut short: {_reason(error)}") from error
     stream = container.streams.best("video")  # not the first: that may be a cover picture
@@ -163,18 +164,16 @@ def _check_end(path: Path, container, stream, packets: int, ends: dict[int, floa
     Containers that count no frames, Matroska aside, tell nothing, or what was guessed from the size of the file.
     """
     frame, end = 1 / float(_rate(stream)), ends[stream.index]
-    if "matroska" in container.format.name:
+    fewer = packets < stream.frames
+    # The count alone is not enough. In mp4 it includes the frames that an edit list leaves out, as the duration does
+    # not; in avi, whose duration shrinks with the file, those that were skipped when it was recorded.
+    told = stream.frames * frame
+    if "mp4" in container.format.name and stream.duration is not None:
+        told = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    elif "matroska" in container.format.name and stream.duration is None:
         # Where the header is silent, a duration guessed from the bit rate is noted for the streams, too.
-        told = (container.duration or 0) / av.time_base if stream.duration is None else 0.0
-        cut = max(ends.values()) < told - _LATE_FRAMES * frame - _LATE_SHARE * told
-    else:
-        # The count is not enough. In mp4 it includes the frames that an edit list leaves out, as the duration does
-        # not; in avi, whose duration shrinks with the file, those that were skipped when it was recorded.
-        told = stream.frames * frame
-        if "mp4" in container.format.name and stream.duration is not None:
-            told = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-        cut = packets < stream.frames and end < told - frame / 2
-    if cut:
+        fewer, told, end = True, (container.duration or 0) / av.time_base, max(ends.values())
+    if fewer and end < told - _LATE_FRAMES * frame - _LATE_SHARE * told:
         raise ClipFailure("truncated", f"{path} ends after {packets} frames, {end:.2f} s, before its header says")
 
 
