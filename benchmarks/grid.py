@@ -46,8 +46,7 @@ def check_videos(root: Path) -> None:
 def prepare(root: Path, name: str, *flags: object) -> tuple[Path, dict[str, dict]]:
     """Videos to shards; the shards and each stage's figures."""
     manifest, shards = BUILD / f"{name}.jsonl", BUILD / f"{name}-shards"
-    words = ",".join(GROUPS.read_text().split())
-    lipprep("manifest", "grid", root, "-o", manifest, "--words", words, *flags)
+    lipprep("manifest", "grid", root, "-o", manifest, "--words", GROUPS, *flags)
     common = ("-m", manifest, "-w", BUILD / "work", "--json")
     figures = {
         "landmarks": json.loads(lipprep("landmarks", *common)),
@@ -63,7 +62,7 @@ def prepare(root: Path, name: str, *flags: object) -> tuple[Path, dict[str, dict
 
 def train_and_evaluate(shards: Path, name: str, seed: int, split: str) -> dict:
     """One training of `compact` with its defaults, and what it reaches on a split."""
-    run = BUILD / f"run-{name}-{seed}"
+    run = BUILD / f"run-{name.replace(' ', '-')}-{seed}"
     began = time.monotonic()
     lipprep("train", "--shards", shards, "--recipe", "compact", "--run", run, f"seed={seed}")
     minutes = (time.monotonic() - began) / 60

@@ -119,7 +119,8 @@ class GrayFrame:
             plane = frame.planes[0]
             # Planes may be padded; the view keeps the plane, and so the picture, alive.
             luma = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-            self._luma = np.rot90(luma, _turns(frame))
+            turns = _turns(frame)
+            self._luma = np.rot90(luma, turns) if turns else luma
         else:  # RGB, deeper than 8 bits, or interleaved
             self._luma, self._full_range = gray_from_bgr(_bgr(frame)), True
         self.shape = self._luma.shape
