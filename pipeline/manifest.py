@@ -157,11 +157,10 @@ def save_manifest(manifest: Manifest) -> None:
         "chunk_size": manifest.chunk_size,
         "labels": list(manifest.labels),
     }
-    with replacing(manifest.path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replacing(manifest.path) as file:
         # ASCII alone: names of files need not be UTF-8, and their stray bytes come back only so.
-        file.write(json.dumps(header) + "\n")
-        for clip in manifest.clips:
-            file.write(json.dumps(clip.row()) + "\n")
+        for row in itertools.chain([header], (clip.row() for clip in manifest.clips)):
+            file.write(json.dumps(row).encode("ascii") + b"\n")
 
 
 _TYPES = {

@@ -1,8 +1,10 @@
 """The record beside each tar: what was made, from what, and why a clip is missing. It is the commit.
 
-A tar without its record, or of another size than its record says, does not exist.
+A tar without its record, or of another size than its record says, does not exist. A record holds its own
+sha256, so that no flipped bit in it goes unseen.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -11,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from lipprep.stages.atomic import fsync_folder, write_text
+from lipprep.stages.atomic import fsync_folder, replacing
 from lipprep.stages.shard.writer import TarWriter
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 # Other versions of these may give other bytes for the same clip.
 _PACKAGES = ("ai-edge-litert", "av", "numpy", "opencv-python")
 
@@ -42,28 +44,37 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+def _sealed(header: dict) -> bytes:
+    """The header's line, with a digest of itself at the end."""
+    body = json.dumps(header, allow_nan=False)
+    return json.dumps({**header, "check": hashlib.sha256(body.encode()).hexdigest()}).encode() + b"\n"
+
+
 def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
     """Publish a tar and then its record; return the record's header.
 
-    The old record goes first: at no moment does a record stand beside a tar that it does not describe.
+    Both are whole on the disk before the old ones are touched: a disk that is full costs nothing. Then the old
+    record goes first: at no moment does a record stand beside a tar that it does not describe.
     """
     tar.close()
-    path = record_path(tar.path)
-    lines = [json.dumps(e, allow_nan=False) + "\n" for e in entries]
+    lines = b"".join(json.dumps(e, allow_nan=False).encode() + b"\n" for e in entries)
     counts = Counter("ok" if e["status"] == "ok" else root_class(e) for e in entries)
     header = {
         "lipprep_record": RECORD_VERSION,
         **header,
         "planned": len(entries),
         "counts": dict(sorted(counts.items())),
-        "entries_bytes": sum(map(len, lines)),
+        "seconds": round(sum(e["seconds"] for e in entries), 6),
+        "entries": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()},
         "tar": {"bytes": tar.bytes, "sha256": tar.sha256},
         "packages": package_versions(),
         "cpu": cpu_kind(),
     }
-    uncommit(tar.path)
-    tar.publish()
-    write_text(path, json.dumps(header, allow_nan=False) + "\n" + "".join(lines))
+    with replacing(record_path(tar.path)) as file:
+        file.write(_sealed(header) + lines)
+        file.flush()
+        uncommit(tar.path)
+        tar.publish()
     return header
 
 
@@ -80,33 +91,41 @@ def root_class(entry: dict) -> str:
     return entry["upstream"]["class"] if entry["class"] == "upstream" else entry["class"]
 
 
-def _valid(line: str, tar: Path) -> dict | None:
-    """The header in a record's first line, if record and tar both have the sizes that it says."""
+def _valid(line: bytes, tar: Path) -> dict | None:
+    """The header in a record's first line, if it is sound and record and tar both have the sizes that it says."""
     try:
         header = json.loads(line)
-        whole = len(line.encode()) + header["entries_bytes"] == record_path(tar).stat().st_size
-        known = header["lipprep_record"] == RECORD_VERSION
-        return header if known and whole and tar.stat().st_size == header["tar"]["bytes"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        del header["check"]
+        if _sealed(header) != line or header["lipprep_record"] != RECORD_VERSION:
+            return None
+        whole = len(line) + header["entries"]["bytes"] == record_path(tar).stat().st_size
+        return header if whole and tar.stat().st_size == header["tar"]["bytes"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def read_header(tar: Path) -> dict | None:
     """The header of the record of `tar`; None where the two are not committed together."""
     try:
-        with record_path(tar).open(encoding="utf-8", newline="") as file:
+        with record_path(tar).open("rb") as file:
             return _valid(file.readline(), tar)
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 
 def read_entries(tar: Path) -> list[dict]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
     try:
-        with record_path(tar).open(encoding="utf-8", newline="") as file:
-            return [json.loads(line) for line in file] if _valid(file.readline(), tar) else []
-    except (OSError, ValueError):
+        with record_path(tar).open("rb") as file:
+            header = _valid(file.readline(), tar)
+            if header is None:
+                return []
+            lines = file.read()
+    except OSError:
         return []
+    if hashlib.sha256(lines).hexdigest() != header["entries"]["sha256"]:
+        return []
+    return [json.loads(line) for line in lines.splitlines()]
 
 
 def add_counts(headers: Iterable[dict]) -> Counter:

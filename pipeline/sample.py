@@ -8,6 +8,7 @@ noise. What a clip shows depends on (seed, word, split, number) alone.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import cv2
@@ -79,8 +80,8 @@ def write_clip(out: Path, seed: int, word: str, split: str, number: int) -> None
     duration = round(float(rng.uniform(0.32, 0.64)), 2)
     frames = draw_clip(word, duration, rng)
     path = _video(out, word, split, number)
-    with replacing(path) as temporary:
-        _encode(temporary, frames)
+    with replacing(path) as file:
+        _encode(file, frames)
     lines = (
         f"Disk reference: {rng.integers(10**18, 9 * 10**18)} ",
         "Channel: lipprep sample ",
@@ -91,8 +92,8 @@ def write_clip(out: Path, seed: int, word: str, split: str, number: int) -> None
     write_text(path.with_suffix(".txt"), "\n".join(lines))
 
 
-def _encode(path: Path, frames: Sequence[np.ndarray]) -> None:
-    with av.open(str(path), "w", format="mp4") as container:
+def _encode(file: BinaryIO, frames: Sequence[np.ndarray]) -> None:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"

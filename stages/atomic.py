@@ -1,9 +1,34 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+class Output(io.FileIO):
+    """A file to write. Every byte that lipprep stores goes through `write`: here a full or failing disk is met."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+
+    def write(self, data: bytes) -> int:
+        """Write what fits; OSError names the file, which Python's own does not."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.name)) from error
+
+
+def sync(file: BinaryIO) -> None:
+    """Make what was written last through a power cut; OSError where the disk could not keep it."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -18,27 +43,44 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and takes its name, on failure it goes.
+def temporary_path(path: Path, tag: object) -> Path:
+    """Where `path` is written before it is whole: beside it, a name that listings pass over.
 
-    The temporary name starts with a dot and holds the process id, so that listings pass it over and two
-    processes never write the same one.
+    The `tag` keeps two writers apart.
     """
+    return path.with_name(f".{path.name}.{tag}.tmp")
+
+
+def temporary_paths(path: Path) -> list[Path]:
+    """What writers of `path` that were killed have left, or one at work is writing."""
+    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+
+
+def abandon(file: BinaryIO) -> None:
+    """Close a file whose content is not wanted: that it cannot be written any more does not matter."""
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write; on success it is fsynced and takes the name `path`, on failure it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path, os.getpid())
+    file = io.BufferedWriter(Output(temporary))
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        yield file
+        sync(file)
+        file.close()
         temporary.replace(path)
         fsync_folder(path.parent)
     finally:
+        abandon(file)
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 `text` to `path` atomically, with newlines as they are."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode())
+    with replacing(path) as file:
+        file.write(text.encode())

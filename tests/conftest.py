@@ -1,5 +1,7 @@
 """What several rooms test with: the golden files, and small real videos."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -57,3 +59,18 @@ def face_frames(portrait: np.ndarray) -> list[np.ndarray]:
         )
         for t in range(29)
     ]
+
+
+@pytest.fixture(scope="session")
+def change_index() -> Callable[..., None]:
+    """Write other fields into a folder's index.json, with digests that fit: as one who means harm would."""
+    from lipprep.stages.shard.index import plain_digest
+
+    def change(folder: Path, **fields: object) -> None:
+        path = folder / "index.json"
+        plain = json.loads(path.read_text()) | fields
+        plain["offsets_sha256"] = hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest()
+        del plain["sha256"]
+        path.write_text(json.dumps(plain | {"sha256": plain_digest(plain)}))
+
+    return change

@@ -50,8 +50,8 @@ class Checkpoint:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint atomically, and what a person may want to know of it to a .json beside it."""
     state = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
-    with replacing(path) as temporary:
-        torch.save({"lipprep_checkpoint": CHECKPOINT_VERSION, **state}, temporary)
+    with replacing(path) as file:
+        torch.save({"lipprep_checkpoint": CHECKPOINT_VERSION, **state}, file)
     del state["model"], state["optimizer"]
     write_text(Path(path).with_suffix(".json"), json.dumps(state, indent=1) + "\n")
 

@@ -242,8 +242,8 @@ def draw_confusion(confusion_CC: np.ndarray, labels: Sequence[str], path: Path, 
         axes.annotate(text, (1.02, 1), xycoords="axes fraction", va="top", fontsize=8, parse_math=False)
     else:
         figure.colorbar(picture, ax=axes, shrink=0.6, ticks=[0, 0.05, 0.25, 0.5, 1], label="part of the word's clips")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _proportion(correct: int, clips: int) -> dict:

@@ -5,8 +5,11 @@ last, the json after the npz, so that a folder with an index is complete.
 """
 
 import dataclasses
+import hashlib
+import io
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 
 from lipprep.stages.atomic import replacing, write_text
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 SPLITS = ("train", "val", "test", "unseen")
 
 
@@ -72,13 +75,21 @@ class Index:
 def save_index(folder: Path, index: Index) -> None:
     """Write index.npz and then index.json, each atomically."""
     folder = Path(folder)
-    with replacing(folder / "index.npz") as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(o, np.int64) for name, o in index.offsets.items()})
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: np.asarray(o, np.int64) for name, o in index.offsets.items()})
+    with replacing(folder / "index.npz") as file:
+        file.write(arrays.getvalue())
     plain = {f.name: getattr(index, f.name) for f in dataclasses.fields(index) if f.name != "offsets"}
     plain["labels"] = list(index.labels)
     plain["shards"] = [dataclasses.asdict(s) for s in index.shards]
-    version = {"lipprep_index": plain.pop("version")}
-    write_text(folder / "index.json", json.dumps({**version, **plain}, indent=1) + "\n")
+    plain = {"lipprep_index": plain.pop("version"), **plain}
+    plain["offsets_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
+    write_text(folder / "index.json", json.dumps({**plain, "sha256": plain_digest(plain)}, indent=1) + "\n")
+
+
+def plain_digest(plain: Mapping) -> str:
+    """The sha256 of plain containers, whatever white space their JSON is written with."""
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def check_parameters(parameters: Mapping, fps: float) -> None:
@@ -117,6 +128,9 @@ def load_index(folder: Path) -> Index:
         version = plain.pop("lipprep_index", None)
         if version != INDEX_VERSION:
             raise ValueError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
+        check, of_offsets = plain.pop("sha256"), plain.pop("offsets_sha256")
+        if check != plain_digest({"lipprep_index": version, **plain, "offsets_sha256": of_offsets}):
+            raise ValueError("it was changed or damaged since it was written")
         if not isinstance(plain["labels"], list) or not all(isinstance(label, str) for label in plain["labels"]):
             raise ValueError("its labels are no list of words")
         shards = tuple(Shard(**s) for s in plain.pop("shards"))
@@ -131,8 +145,7 @@ def load_index(folder: Path) -> Index:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
     try:
-        with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            offsets = {s.name: arrays[s.name] for s in shards}
+        offsets = _load_offsets(folder / "index.npz", of_offsets, shards)
     except Exception as error:  # a damaged or hostile zip raises whatever its reader trips over
         raise ValueError(
             f"{folder / 'index.npz'} is damaged ({error}): run `lipprep shards -o {folder}` again"
@@ -154,6 +167,21 @@ def load_index(folder: Path) -> Index:
                 f"run `lipprep shards -o {folder}` again"
             )
     return dataclasses.replace(index, offsets=offsets)
+
+
+def _load_offsets(path: Path, sha256: str, shards: tuple[Shard, ...]) -> dict[str, np.ndarray]:
+    sizes = {f"{s.name}.npy": 8 * (s.samples + 1) for s in shards}
+    if path.stat().st_size > sum(sizes.values()) + 2048 * (len(sizes) + 1):
+        raise ValueError("it is larger than the offsets of these shards")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("it was changed or damaged since it was written, or is another index's")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # A small zip can promise any amount of zeros: memory is taken for no more than what belongs there.
+        if any(i.file_size > sizes.get(i.filename, 0) + 1024 for i in archive.infolist()):
+            raise ValueError("it unpacks to more than the offsets of these shards")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {s.name: arrays[s.name] for s in shards}
 
 
 def _check_shard(shard: Shard) -> None:

@@ -6,14 +6,14 @@ import os
 import tarfile
 from pathlib import Path
 
-from lipprep.stages.atomic import fsync_folder
+from lipprep.stages.atomic import Output, abandon, fsync_folder, sync, temporary_path
 
 
 class _Hashing:
     """A file that hashes what is written to it, so that a tar need not be read again for its sha256."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb")
+        self._file = io.BufferedWriter(Output(path))
         self._digest = hashlib.sha256()
         self._position = 0
 
@@ -25,14 +25,16 @@ class _Hashing:
     def tell(self) -> int:
         return self._position
 
-    def close(self) -> tuple[int, str]:
+    def flush(self) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())
+
+    def close(self) -> tuple[int, str]:
+        sync(self._file)
         self._file.close()
         return self._position, self._digest.hexdigest()
 
     def abandon(self) -> None:
-        self._file.close()
+        abandon(self._file)
 
 
 class TarWriter:
@@ -40,13 +42,13 @@ class TarWriter:
 
     The two are apart because the record of an older tar at the same place must go in between. Members have
     mtime 0, uid 0 and mode 0644 and stand in the order of the calls. Leaving the `with` block unpublished
-    leaves nothing behind.
+    leaves nothing behind. `tag` tells two writers of one tar apart; by default it is the process's number.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tag: str | None = None) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_path(self.path, tag or os.getpid())
         self._file = _Hashing(self._temporary)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         self.bytes = 0
@@ -62,6 +64,10 @@ class TarWriter:
         info = tarfile.TarInfo(name)
         info.size = len(payload)
         self._tar.addfile(info, io.BytesIO(payload))
+
+    def flush(self) -> None:
+        """Hand what was added to the system, so that it outlives this process."""
+        self._file.flush()
 
     def close(self) -> None:
         """Complete and fsync the temporary file; `bytes` and `sha256` are known from here on."""

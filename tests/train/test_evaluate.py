@@ -127,11 +127,9 @@ def test_answers_do_not_depend_on_the_batch(trunk, head, shards):
         assert logits(batch_size) == pytest.approx(alone, abs=1e-4 * float(np.abs(alone).max()))
 
 
-def test_clips_that_no_shard_holds_are_counted(trained_run, shards, tmp_path):
+def test_clips_that_no_shard_holds_are_counted(trained_run, shards, tmp_path, change_index):
     folder = shutil.copytree(shards, tmp_path / "shards")
-    plain = json.loads((folder / "index.json").read_text())
-    plain["failures"] = {"test": {"no_face": 2, "unreadable": 1}, "val": {"truncated": 4}}
-    (folder / "index.json").write_text(json.dumps(plain))
+    change_index(folder, failures={"test": {"no_face": 2, "unreadable": 1}, "val": {"truncated": 4}})
     results = evaluate(trained_run, shards=folder, out=tmp_path / "out", device="cpu")
     assert results["not_in_shards"] == {"no_face": 2, "unreadable": 1}
     args = ["evaluate", str(trained_run), "--shards", str(folder), "--out", str(tmp_path / "out"), "--device", "cpu"]

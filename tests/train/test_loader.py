@@ -1,4 +1,3 @@
-import json
 import shutil
 import threading
 
@@ -108,9 +107,8 @@ def test_a_damaged_sample_names_its_shard(shards, tmp_path, workers):
     ("change", "message"),
     [({"labels": ["down", "grow"]}, "has label"), ({"parameters": {"profile": "lrw2021", "crop_size": 88}}, "side 88")],
 )
-def test_samples_that_do_not_fit_the_index_are_refused(make_shards, tmp_path, change, message):
+def test_samples_that_do_not_fit_the_index_are_refused(make_shards, tmp_path, change_index, change, message):
     folder = make_shards(tmp_path, splits={"train": [4]})
-    plain = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(plain | change))
+    change_index(folder, **change)
     with pytest.raises(ValueError, match=message):
         batches_of(folder).read(np.array([[0, i] for i in range(4)]))

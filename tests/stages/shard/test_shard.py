@@ -209,7 +209,7 @@ def test_the_index_comes_back(indexed):
 def test_what_does_not_fit_the_index_is_named(indexed):
     folder, _ = indexed
     text, tar = (folder / "index.json").read_text(), (folder / "train-00000.tar").read_bytes()
-    for wrong in ("{}", "[]", "no json", text.replace('"lipprep_index": 1', '"lipprep_index": 99')):
+    for wrong in ("{}", "[]", "no json", text.replace('"lipprep_index": 2', '"lipprep_index": 99')):
         (folder / "index.json").write_text(wrong)
         with pytest.raises(ValueError, match="lipprep shards"):
             load_index(folder)
@@ -249,10 +249,9 @@ def test_what_does_not_fit_the_index_is_named(indexed):
         ),
     ],
 )
-def test_a_damaged_index_is_named_with_its_remedy(change, message, indexed):
+def test_a_damaged_index_is_named_with_its_remedy(change, message, indexed, change_index):
     folder, _ = indexed
-    plain = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps(plain | change))
+    change_index(folder, **change)
     with pytest.raises(ValueError, match=rf"index\.json.*{message}.*lipprep shards -o"):
         load_index(folder)
 
@@ -273,7 +272,7 @@ def test_offsets_cut_short_are_named(size, indexed):
 
 
 @pytest.mark.parametrize("wrong", ["short", "float", "negative", "equal", "falling", "beyond"])
-def test_offsets_outside_their_shard_are_named(wrong, indexed):
+def test_offsets_outside_their_shard_are_named(wrong, indexed, change_index):
     folder, index = indexed
     (name,) = index.offsets
     starts = index.offsets[name].astype(np.int64)
@@ -286,5 +285,6 @@ def test_offsets_outside_their_shard_are_named(wrong, indexed):
         "beyond": np.where(np.arange(len(starts)) == len(starts) - 1, 10**9, starts),
     }
     np.savez(folder / "index.npz", **{name: changed[wrong]})
+    change_index(folder)
     with pytest.raises(ValueError, match=r"train-00000\.tar in .*index\.npz.*lipprep shards -o"):
         load_index(folder)
