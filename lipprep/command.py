@@ -1,11 +1,32 @@
 """What all commands of lipprep share: how they fail, and how `--help` is asked for."""
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 import click
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Answer SIGTERM, as cluster schedulers send it, like Ctrl-C: what is open is closed, and one can go on."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Command(click.Command):
@@ -16,7 +37,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             raise click.ClickException(named) from error

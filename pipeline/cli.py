@@ -1,4 +1,4 @@
-"""The commands that make a data set: sample, landmarks, crops, shards, status (and manifest, beside this file).
+"""The commands that make a data set: sample, landmarks, crops, shards (others stand beside this file).
 
 Nothing heavy is imported before a command runs: `--help` must answer at once.
 """
@@ -12,6 +12,7 @@ import click
 
 from lipprep.command import CONTEXT, Command
 from lipprep.pipeline.cli_manifest import manifest
+from lipprep.pipeline.cli_status import failures, status
 from lipprep.pipeline.options import (
     FILE,
     FOLDER,
@@ -23,6 +24,7 @@ from lipprep.pipeline.options import (
     WORKERS,
     MaxFailures,
     cores,
+    open_data_set,
     options,
 )
 
@@ -51,6 +53,15 @@ RUN = options(
         metavar="[CLASS]",
         help="Try failed clips again: all, or those of one class, as --retry-failed=no_face.",
     ),
+    click.option(
+        "--clip-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A clip that takes longer fails as timeout.",
+    ),
+    click.option("--deep", is_flag=True, help="Notice videos whose content changed under the same size and time."),
     JSON,
 )
 CROPS = options(
@@ -93,14 +104,6 @@ def _crop_flags(
     return flags
 
 
-def _open(manifest_path: Path | None, root: Path | None, work: Path, out: Path | None = None):
-    from lipprep.pipeline.manifest import find_manifest, load_manifest
-    from lipprep.pipeline.plan import Layout
-
-    manifest = load_manifest(manifest_path or find_manifest(), root=root)
-    return manifest, Layout(work / manifest.name, out or Path("shards"))
-
-
 def _want(layout, flags: dict):
     """What is wanted: the flags given, then plan.yaml, then the defaults; checked, and kept in plan.yaml."""
     from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face, read_wanted, write_wanted
@@ -129,24 +132,24 @@ def _want(layout, flags: dict):
     return wanted
 
 
-def _finish(report, max_failures: Callable[[int], float], as_json: bool) -> None:
-    from lipprep.pipeline.run import as_json as plain
-    from lipprep.pipeline.run import summary
+def _finish(manifest, layout, report, max_failures: Callable[[int], float], as_json: bool) -> None:
+    from lipprep.pipeline.accounts import as_json as plain
+    from lipprep.pipeline.accounts import failed_classes, keep_report, summary
 
+    keep_report(layout.work.parent / "report.json", manifest, report)
     click.echo(json.dumps(plain(report)) if as_json else summary(report))
     if report.failures > max_failures(report.planned):
         raise click.ClickException(
-            f"{report.failures} of {report.planned} clips failed, more than --max-failures allows: see the classes "
-            "above; what was made stays"
+            f"{report.failures} of {report.planned} clips failed, more than --max-failures allows; what was made "
+            "stays. `lipprep failures` lists them:\n" + "\n".join(failed_classes(report)[:3])
         )
 
 
-def check_retry(kind: str | None) -> None:
-    """Raise ValueError for a class of failures that there is none of: nothing would be tried again."""
-    from lipprep.stages.failures import FAILURES
+def _check_retry(kind: str | None) -> None:
+    from lipprep.stages.failures import check_class
 
-    if kind and kind not in FAILURES:
-        raise ValueError(f"--retry-failed={kind}: there is no such class (classes: {', '.join(FAILURES)})")
+    if kind:
+        check_class(kind)
 
 
 def _persons(wanted) -> dict[str, int] | None:
@@ -198,6 +201,7 @@ def landmarks(
     archive,
     persons,
     device,
+    **run,
 ):
     """Find 68 face landmarks in every frame.
 
@@ -210,7 +214,7 @@ def landmarks(
     from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.landmarks import load_detector
 
-    listed, layout = _open(manifest_path, root, work)
+    listed, layout = open_data_set(manifest_path, root, work)
     if archive is not None and not archive.is_dir():
         raise ValueError(f"there is no folder {archive} of landmark files")
     if persons is not None and not persons.is_file():
@@ -227,7 +231,7 @@ def landmarks(
         "persons": persons and str(persons.resolve()),
     }
     wanted = _want(layout, flags)
-    check_retry(retry_failed)
+    _check_retry(retry_failed)
     report = run_stage(
         "landmarks",
         listed,
@@ -237,14 +241,15 @@ def landmarks(
         persons=_persons(wanted),
         device=device,
         retry=retry_failed,
+        **run,
     )
-    _finish(report, max_failures, as_json)
+    _finish(listed, layout, report, max_failures, as_json)
 
 
 @click.command(cls=Command)
 @RUN
 @CROPS
-def crops(manifest_path, root, work, workers, max_failures, retry_failed, as_json, **flags):
+def crops(manifest_path, root, work, workers, max_failures, retry_failed, clip_timeout, deep, as_json, **flags):
     """Align to the mean face and cut mouth crops, kept without loss in WORK/NAME/crops.
 
     `lipprep shards` cuts them in passing where this was not run.
@@ -256,14 +261,20 @@ def crops(manifest_path, root, work, workers, max_failures, retry_failed, as_jso
     """
     from lipprep.pipeline.run import run_stage
 
-    listed, layout = _open(manifest_path, root, work)
-    check_retry(retry_failed)
+    listed, layout = open_data_set(manifest_path, root, work)
+    _check_retry(retry_failed)
     wanted = _want(layout, _crop_flags(**flags))
-    _finish(
-        run_stage("crops", listed, layout, wanted, workers=workers or cores(), retry=retry_failed),
-        max_failures,
-        as_json,
+    report = run_stage(
+        "crops",
+        listed,
+        layout,
+        wanted,
+        workers=workers or cores(),
+        retry=retry_failed,
+        clip_timeout=clip_timeout,
+        deep=deep,
     )
+    _finish(listed, layout, report, max_failures, as_json)
 
 
 @click.command(cls=Command)
@@ -280,6 +291,8 @@ def shards(
     workers,
     max_failures,
     retry_failed,
+    clip_timeout,
+    deep,
     as_json,
     out,
     codec,
@@ -296,38 +309,24 @@ def shards(
     """
     from lipprep.pipeline.run import check_out, run_stage, write_index
 
-    listed, layout = _open(manifest_path, root, work, out)
-    check_retry(retry_failed)
+    listed, layout = open_data_set(manifest_path, root, work, out)
+    _check_retry(retry_failed)
     if not replace:
         check_out(listed, out)
     wanted = _want(layout, {**_crop_flags(**flags), "codec": codec, "quality": quality})
-    report = run_stage("shards", listed, layout, wanted, workers=workers or cores(), retry=retry_failed)
+    report = run_stage(
+        "shards",
+        listed,
+        layout,
+        wanted,
+        workers=workers or cores(),
+        retry=retry_failed,
+        clip_timeout=clip_timeout,
+        deep=deep,
+        replace=replace,
+    )
     write_index(listed, layout, wanted)
-    _finish(report, max_failures, as_json)
-
-
-@click.command(cls=Command)
-@MANIFEST
-@ROOT
-@WORK
-@OUT
-@JSON
-def status(manifest_path, root, work, out, as_json: bool) -> None:
-    """Say what is fresh, stale or missing of every stage, and why.
-
-    \b
-    Example:
-      lipprep status
-    """
-    from lipprep.pipeline.plan import STAGES, survey, upstream
-    from lipprep.pipeline.status import as_json as plain
-    from lipprep.pipeline.status import table
-    from lipprep.pipeline.wanted import read_wanted
-
-    listed, layout = _open(manifest_path, root, work, out)
-    wanted = read_wanted(layout.plan)
-    chunks = survey(listed, layout, wanted, STAGES if upstream("shards", wanted) else STAGES[1:])
-    click.echo(json.dumps(plain(chunks)) if as_json else table(chunks))
+    _finish(listed, layout, report, max_failures, as_json)
 
 
 @click.group(context_settings=CONTEXT)
@@ -335,7 +334,7 @@ def main() -> None:
     """The commands that make a data set (all of them: lipprep --help)."""
 
 
-for _command in (sample, manifest, landmarks, crops, shards, status):
+for _command in (sample, manifest, landmarks, crops, shards, status, failures):
     main.add_command(_command)
 
 if __name__ == "__main__":

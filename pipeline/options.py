@@ -41,6 +41,16 @@ WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processe
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
 
 
+def open_data_set(manifest_path: Path | None, root: Path | None, work: Path, out: Path | None = None):
+    """The manifest, found where none is named, and where its artefacts stand."""
+    from lipprep.pipeline.manifest import find_manifest, load_manifest
+    from lipprep.pipeline.plan import Layout
+
+    manifest = load_manifest(manifest_path or find_manifest(), root=root)
+    # Absolute: workers need not stand where this process does.
+    return manifest, Layout((work / manifest.name).absolute(), (out or Path("shards")).absolute())
+
+
 class MaxFailures(click.ParamType):
     """A share of the planned clips (`5%`) or a number of clips."""
 

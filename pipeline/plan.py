@@ -1,14 +1,13 @@
 """What is wanted, what is there, and what therefore is fresh, stale or missing, and why."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from lipprep.pipeline.inputs import content_digest, digest, file_digest, source_files, sources_digest
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
-from lipprep.pipeline.records import read_header
+from lipprep.pipeline.records import read_entries, read_header, record_path
 from lipprep.pipeline.wanted import Wanted
 
 STAGES = ("landmarks", "crops", "shards")
@@ -20,17 +19,6 @@ ROW_FIELDS = {
     "crops": ("key", "video", "start", "num_frames"),
     "shards": tuple(f.name for f in dataclasses.fields(Clip) if f.name != "chunk"),
 }
-
-
-def file_digest(path: Path) -> str:
-    """The sha256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(value: object) -> str:
-    """The sha256 of a value of plain containers."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def stage_parameters(wanted: Wanted) -> dict[str, dict]:
@@ -61,42 +49,14 @@ def upstream(stage: str, wanted: Wanted) -> str | None:
     return None if stage == "landmarks" or wanted.profile == "fixed" else "landmarks"
 
 
-def source_stat(root: Path, video: str, archive: str | None) -> dict | None:
-    """Size and modification time of a clip's video, and of its landmark file in an archive; None where missing."""
-    stat = _stat(root / video)
-    if stat is not None and archive is not None:
-        from lipprep.stages.landmarks.archive import archive_file
-
-        path = archive_file(Path(archive), archive_name(video))
-        stat["archive"] = path and _stat(path)
-    return stat
-
-
-def _stat(path: Path) -> dict | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def archive_name(video: str) -> str:
-    """The name of a video's landmark file in an archive: its path without the ending."""
-    return PurePosixPath(video).with_suffix("").as_posix()
-
-
-def sources_digest(clips: list[Clip], root: Path, archive: str | None) -> str:
-    """A digest of size and mtime of all sources of a chunk: a replaced one makes the chunk stale."""
-    return digest([(video, source_stat(root, video, archive)) for video in dict.fromkeys(c.video for c in clips)])
-
-
 @dataclass(frozen=True)
 class Chunk:
     """One chunk of one stage: where its tar stands, and whether it is what is wanted.
 
-    `state` is fresh, stale or missing, `reason` says why it is stale, `header` is its record's where there is
-    one. `rows` and `inputs` digest what a run would read, `fingerprint` all that its output depends on; the
-    last two are None where the chunk that it is made from is not fresh.
+    `state` is fresh, stale or missing, `reason` says why it is not fresh, `header` is its record's where there is
+    one. `rows` digests each field of the manifest that the stage reads, `sources` the sizes and times of the
+    videos that it reads (None where it is made from another stage's tars), `fingerprint` all that its output
+    depends on: None where the chunk that it is made from is not fresh.
     """
 
     stage: str
@@ -107,8 +67,8 @@ class Chunk:
     state: str
     reason: str
     header: dict | None = field(repr=False)
-    rows: str
-    inputs: dict | None
+    rows: dict[str, str]
+    sources: str | None
     fingerprint: str | None
 
     def wanted_header(self, fps: float, parameters: dict) -> dict:
@@ -119,7 +79,7 @@ class Chunk:
             "fps": fps,
             "parameters": parameters,
             "rows": self.rows,
-            "sources": self.inputs["sources"],
+            "sources": self.sources,
             "fingerprint": self.fingerprint,
         }
 
@@ -149,66 +109,109 @@ def _why(old: Mapping, new: Mapping) -> str:
     )
 
 
-def survey(manifest: Manifest, layout: Layout, wanted: Wanted, stages: tuple[str, ...] = STAGES) -> list[Chunk]:
-    """The state of every chunk of `stages`, from the records' headers and the sources' sizes and times alone."""
-    parameters = stage_parameters(wanted)
+def survey(
+    manifest: Manifest,
+    layout: Layout,
+    wanted: Wanted,
+    stages: tuple[str, ...] = STAGES,
+    *,
+    deep: bool = False,
+) -> list[Chunk]:
+    """The state of every chunk of `stages`, from the records' headers and the sources' sizes and times alone.
+
+    With `deep`, the sources' contents are compared as well: every video is read.
+    """
+    judge = _Judge(manifest, layout, wanted, deep)
     aligned = upstream("shards", wanted) is not None
     chunks: list[Chunk] = []
     for (split, number), clips in manifest.chunks().items():
+        rows: dict[str, str] = {}
         first = None
         if aligned or "landmarks" in stages:
-            first = _judge(
-                "landmarks", split, number, clips, manifest, layout, parameters["landmarks"], None, wanted.archive
-            )
+            first = judge.chunk("landmarks", split, number, clips, rows, None)
         for stage in stages:
-            if stage == "landmarks":
-                chunks.append(first)
-            else:
-                above = first if aligned else None
-                chunks.append(_judge(stage, split, number, clips, manifest, layout, parameters[stage], above))
+            chunks.append(
+                first
+                if stage == "landmarks"
+                else judge.chunk(stage, split, number, clips, rows, first if aligned else None)
+            )
     return chunks
 
 
-def _judge(
-    stage: str,
-    split: str,
-    number: int,
-    clips: list[Clip],
-    manifest: Manifest,
-    layout: Layout,
-    parameters: dict,
-    above: Chunk | None,
-    archive: str | None = None,
-) -> Chunk:
-    tar = layout.tar(stage, split, number)
-    header = read_header(tar)
-    rows = digest([[getattr(c, name) for name in ROW_FIELDS[stage]] for c in clips])
-    if above is None:
-        inputs = {"sources": sources_digest(clips, manifest.root, archive)}
-    else:
-        inputs = None
-        if above.state == "fresh":
-            inputs = {"tar": above.header["tar"]["sha256"], "sources": above.header["sources"]}
-    parts = {"version": STAGE_VERSIONS[stage], "fps": manifest.fps, "parameters": parameters, "rows": rows}
-    fingerprint = None if inputs is None else digest({"stage": stage, **parts, **inputs})
-    if header is None:
-        state, reason = "missing", ""
-    elif header["fingerprint"] == fingerprint:
-        state, reason = "fresh", ""
-    else:
-        state, reason = "stale", "another stage's output changed"
-        if header["version"] != parts["version"]:
-            reason = f"made by version {header['version']} of the stage, this is {parts['version']}"
-        elif header["parameters"] != parameters:
-            reason = _why(header["parameters"], parameters)
-        elif header["rows"] != rows:
-            reason = "the manifest's clips changed"
-        elif header["fps"] != manifest.fps:
-            reason = f"fps {header['fps']} -> {manifest.fps}"
-        elif above is None:
-            reason = "videos were replaced or touched"
-            if missing := sum(not (manifest.root / video).is_file() for video in {c.video for c in clips}):
-                reason = f"{missing} of its videos are missing below {manifest.root}"
+class _Judge:
+    """Compares what is wanted with what is there, chunk by chunk."""
+
+    def __init__(self, manifest: Manifest, layout: Layout, wanted: Wanted, deep: bool) -> None:
+        self._manifest, self._layout, self._deep = manifest, layout, deep
+        self._parameters = stage_parameters(wanted)
+        self._archive = wanted.archive
+
+    def chunk(
+        self, stage: str, split: str, number: int, clips: list[Clip], known: dict[str, str], above: Chunk | None
+    ) -> Chunk:
+        """The state of one chunk. `known` keeps the digests of its rows' fields from one stage to the next."""
+        for name in ROW_FIELDS[stage]:
+            if name not in known:
+                known[name] = digest([getattr(c, name) for c in clips])
+        wanted = {
+            "version": STAGE_VERSIONS[stage],
+            "fps": self._manifest.fps,
+            "parameters": self._parameters[stage],
+            "rows": {name: known[name] for name in ROW_FIELDS[stage]},
+        }
+        archive = self._archive if stage == "landmarks" else None
+        sources = fingerprint = None
+        if above is None:
+            sources = sources_digest(dict.fromkeys(c.video for c in clips), self._manifest.root, archive)
+            fingerprint = digest({"stage": stage, **wanted, "sources": sources})
+        elif above.state == "fresh":
+            fingerprint = digest({"stage": stage, **wanted, "made_from": _result(above.header)})
+        tar = self._layout.tar(stage, split, number)
+        header = read_header(tar)
+        if header is None:
+            state, reason = "missing", ""
+            if record_path(tar).exists():
+                reason = "its tar or record was cut or damaged, or is of another version of lipprep"
+        elif header["fingerprint"] == fingerprint:
+            state, reason = "fresh", ""
+            if self._deep and above is None and (changed := self._changed(tar, clips, archive)):
+                state, reason = "stale", f"{changed} of its sources have other content, of the same size and time"
         else:
-            reason = "its landmarks changed" if above.state == "fresh" else f"its landmarks are {above.state}"
-    return Chunk(stage, split, number, clips, tar, state, reason, header, rows, inputs, fingerprint)
+            state, reason = "stale", self._reason(header, wanted, above, clips)
+        return Chunk(stage, split, number, clips, tar, state, reason, header, wanted["rows"], sources, fingerprint)
+
+    def _reason(self, header: dict, wanted: dict, above: Chunk | None, clips: list[Clip]) -> str:
+        """Why a committed chunk is not what is wanted, in the user's terms."""
+        if header["version"] != wanted["version"]:
+            return f"made by version {header['version']} of the stage, this is {wanted['version']}"
+        if header["parameters"] != wanted["parameters"]:
+            return _why(header["parameters"], wanted["parameters"])
+        if header["fps"] != wanted["fps"]:
+            return f"fps {header['fps']} -> {wanted['fps']}"
+        if changed := [name for name, value in wanted["rows"].items() if header["rows"].get(name) != value]:
+            if "key" in changed:
+                return "clips came into the chunk or left it"
+            return f"the manifest's {', '.join(changed)} changed"
+        if above is not None:
+            return "its landmarks changed" if above.state == "fresh" else f"its landmarks are {above.state}"
+        root = self._manifest.root
+        if missing := sum(not (root / video).is_file() for video in {c.video for c in clips}):
+            return f"{missing} of its videos are missing below {root}"
+        return "videos were replaced or touched"
+
+    def _changed(self, tar: Path, clips: list[Clip], archive: str | None) -> int:
+        """How many source files of a chunk have another content than when it was made."""
+        sources = {e["key"]: e["source"] for e in read_entries(tar)}
+        videos = {c.video: sources.get(c.key) for c in clips}
+        changed = 0
+        for video, source in videos.items():
+            for name, path in source_files(self._manifest.root, video, archive).items():
+                part = source if name == "video" or source is None else source[name]
+                if part is not None and path is not None:
+                    changed += part.get("sha256") != content_digest(path)
+        return changed
+
+
+def _result(header: dict) -> str:
+    """All that another stage reads of a chunk: its tar, the videos that it was made from, and what failed."""
+    return digest([header["tar"]["sha256"], header["content"], header["failed"]])

@@ -1,51 +1,25 @@
-"""The supervisor: pending = planned - committed. It hands chunks to workers and counts what came back."""
+"""A stage from survey to accounts: what is pending is handed to the supervisor, what came of it is counted."""
 
 import contextlib
-import dataclasses
 import hashlib
-import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lipprep.pipeline.accounts import Report, close_accounts
+from lipprep.pipeline.inputs import archive_name
+from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.plan import STAGES, Chunk, Layout, archive_name, stage_parameters, survey, upstream
-from lipprep.pipeline.records import add_counts, read_entries, read_header, record_path, root_class
+from lipprep.pipeline.moved import Moved, drop
+from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
+from lipprep.pipeline.records import read_entries, read_header, record_path, root_class
+from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, size
+from lipprep.pipeline.supervise import supervise
 from lipprep.pipeline.wanted import Wanted
-from lipprep.stages.failures import FAILURES
-
-if TYPE_CHECKING:
-    from lipprep.pipeline.chunk import Job
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a stage has after a run, in clips: `planned` = `ok` + `failed` by class; and what this run did.
-
-    `example` names a clip of each class of failures; `mixed` says that chunks were made on several kinds of CPU
-    or with several versions of packages, so that their bytes need not be those of any single machine.
-    """
-
-    stage: str
-    planned: int
-    ok: int
-    failed: dict[str, int]
-    chunks_made: int
-    chunks_fresh: int
-    clips_made: int
-    seconds: float
-    example: dict[str, str]
-    mixed: bool
-
-    @property
-    def failures(self) -> int:
-        """Clips that are in no tar."""
-        return sum(self.failed.values())
 
 
 def make_jobs(
@@ -56,16 +30,17 @@ def make_jobs(
     pending: Sequence[Chunk],
     *,
     stored_crops: Collection[tuple[str, int]] = (),
+    moved: Moved | None = None,
     persons: dict[str, int] | None = None,
     device: str = "cpu",
     retry: str | None = None,
-) -> Iterator["Job"]:
-    """What workers need to make the chunks `pending`, one job each, made as it is asked for.
+    clip_timeout: float = CLIP_TIMEOUT,
+    deep: bool = False,
+) -> Iterator[Job]:
+    """What workers need to make the chunks `pending`, one job each.
 
     `stored_crops` are the places (split, number) whose crops are kept and fresh.
     """
-    from lipprep.pipeline.chunk import Job
-
     parameters = stage_parameters(wanted)[stage]
     above = upstream(stage, wanted)
     for chunk in pending:
@@ -85,6 +60,9 @@ def make_jobs(
             and {n: persons[n] for n in map(archive_name, {c.video for c in chunk.clips}) if n in persons},
             device=device,
             retry=retry,
+            old=moved.old(chunk) if moved else (),
+            clip_timeout=clip_timeout,
+            deep=deep,
         )
 
 
@@ -98,71 +76,79 @@ def run_stage(
     persons: dict[str, int] | None = None,
     device: str = "cpu",
     retry: str | None = None,
+    clip_timeout: float = CLIP_TIMEOUT,
+    deep: bool = False,
+    replace: bool = False,
 ) -> Report:
     """Make every chunk of `stage` that is missing or stale, on `workers` processes.
 
-    Raises ValueError where the stage before is not done, or a worker process was killed.
+    `retry` names the class of failed clips to try again ("": all). `deep` compares the videos' contents, not
+    their sizes and times alone. `replace` lets another corpus's artefacts go. Raises ValueError where the stage
+    before is not done, its output is damaged, a disk is full, or worker processes die again and again.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    from lipprep.pipeline.chunk import run_job
-
     began = time.perf_counter()
     check_root(manifest)
     above = upstream(stage, wanted)
     needed = {stage, above, "crops" if stage == "shards" else stage}
-    chunks = survey(manifest, layout, wanted, tuple(s for s in STAGES if s in needed))
+    chunks = survey(manifest, layout, wanted, tuple(s for s in STAGES if s in needed), deep=deep)
     mine = [c for c in chunks if c.stage == stage]
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
         raise ValueError(
             f"{len(absent)} of {len(mine)} chunks of {above} are {absent[0].state}"
-            f"{f' ({absent[0].reason})' if absent[0].reason else ''}: run `lipprep {above}` first"
+            f"{f' ({absent[0].reason})' if absent[0].reason else ''}: run `lipprep {above}"
+            f"{' --deep' if deep else ''}` first"
         )
     stored = set()
     if stage == "shards":
         stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
     pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
-    jobs = make_jobs(
-        stage, manifest, layout, wanted, pending, stored_crops=stored, persons=persons, device=device, retry=retry
-    )
+    folder = layout.folder(stage)
+    again = {c.tar.name for c in pending}
+    moved = Moved(folder, {c.tar.name for c in mine} - again, pending, manifest, replace=replace)
     if stage == "shards" and pending:
         # From here to the end the folder holds old and new shards: no index may call them one set.
         (layout.out / "index.json").unlink(missing_ok=True)
-    made = 0
-    # One task a chunk, results as they come: nothing waits for a slow chunk, and no list of results grows.
-    pool = Parallel(n_jobs=min(workers, max(1, len(pending))), return_as="generator_unordered", batch_size=1)
+    if pending and (room := needed_bytes(stage, manifest, wanted, mine, pending, workers)) > free_bytes(folder):
+        tqdm.write(
+            f"warning: about {size(room)} will be written to {folder}, where {size(free_bytes(folder))} are free: "
+            "when the disk is full the run stops, and goes on when it is run again",
+            file=sys.stderr,
+        )
+    made: dict[Path, dict] = {}
+    todo = {c.tar: c for c in pending}
     with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
-        try:
-            for header in pool(delayed(run_job)(job) for job in jobs):
-                made += header["planned"]
+
+        def done(tar: Path, header: dict) -> None:
+            if made.setdefault(tar, header) is header:
                 bar.update(header["planned"])
-        except TerminatedWorkerError as error:
-            raise ValueError(
-                f"a worker process was killed (out of memory, or a fault in a codec): run `lipprep {stage}` "
-                f"again to go on, with fewer --workers if memory was short ({str(error).splitlines()[0]})"
-            ) from error
+            todo.pop(tar, None)
+            moved.done(tar)
+
+        jobs = make_jobs(
+            stage,
+            manifest,
+            layout,
+            wanted,
+            pending,
+            stored_crops=stored,
+            moved=moved,
+            persons=persons,
+            device=device,
+            retry=retry,
+            clip_timeout=clip_timeout,
+            deep=deep,
+        )
+        try:
+            supervise(list(jobs), workers=workers, done=done)
+        except OSError as error:
+            room = needed_bytes(stage, manifest, wanted, mine, list(todo.values()), workers)
+            if (message := disk_trouble(error, folder, room, len(todo))) is None:
+                raise
+            raise ValueError(message) from error
+    moved.close()
     if stage != "shards":
-        _drop_orphans(layout.folder(stage), {c.tar.name for c in mine})
-    headers = [read_header(c.tar) for c in mine]
-    assert all(headers), "a chunk was not committed"
-    counts = add_counts(headers)
-    planned = sum(counts.values())
-    assert planned == len(manifest.clips), "clips were lost or counted twice"
-    ok = counts.pop("ok", 0)
-    kinds = {json.dumps([h["cpu"], h["packages"]], sort_keys=True) for h in headers}
-    return Report(
-        stage=stage,
-        planned=planned,
-        ok=ok,
-        failed=dict(counts.most_common()),
-        chunks_made=len(pending),
-        chunks_fresh=len(mine) - len(pending),
-        clips_made=made,
-        seconds=time.perf_counter() - began,
-        example=_examples(mine, headers, counts),
-        mixed=len(kinds) > 1,
-    )
+        _drop_orphans(folder, {c.tar.name for c in mine})
+    return close_accounts(stage, manifest, mine, list(made.values()), time.perf_counter() - began)
 
 
 def check_root(manifest: Manifest) -> None:
@@ -180,25 +166,13 @@ def _to_retry(chunk: Chunk, retry: str | None) -> bool:
     return any(kind != "ok" and retry in ("", kind) for kind in chunk.header["counts"])
 
 
-def _examples(chunks: Sequence[Chunk], headers: Sequence[dict], counts: Counter) -> dict[str, str]:
-    """One clip and its message for each class of failures."""
-    example: dict[str, str] = {}
-    for chunk, header in zip(chunks, headers, strict=True):
-        if set(header["counts"]) - {"ok"} - set(example):
-            for entry in read_entries(chunk.tar):
-                if entry["status"] != "ok":
-                    example.setdefault(root_class(entry), f"{entry['key']}: {entry['message']}")
-        if len(example) == len(counts):
-            break
-    return example
-
-
 def _drop_orphans(folder: Path, wanted: set[str]) -> None:
-    """Remove committed tars that no chunk of the manifest has any more: they would be read as if they had."""
+    """Remove tars that no chunk of the manifest has any more: they would be read as if they had."""
     for tar in folder.glob("*.tar"):
         if tar.name not in wanted and record_path(tar).exists():
-            record_path(tar).unlink()
-            tar.unlink()
+            drop(tar)
+    for unfinished in folder.glob(".*.tmp"):  # of runs that were killed; everything of this one is committed
+        unfinished.unlink(missing_ok=True)
 
 
 def check_out(manifest: Manifest, out: Path) -> None:
@@ -258,22 +232,3 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
             offsets=offsets,
         ),
     )
-
-
-def summary(report: Report) -> str:
-    """What a stage has after a run, in lines for people."""
-    lines = [f"{report.stage}: {report.planned} clips planned = {report.ok} ok + {report.failures} failed"]
-    for kind, count in report.failed.items():
-        lines.append(f"  {kind}: {count} ({FAILURES[kind]}), e.g. {report.example.get(kind, '')}")
-    rate = f", {report.clips_made / report.seconds:.1f} clips/s" if report.clips_made else ""
-    lines.append(f"  {report.chunks_made} chunks made, {report.chunks_fresh} were fresh{rate}")
-    if report.mixed:
-        lines.append(
-            "  warning: chunks were made on different CPUs or package versions; bytes may differ between those"
-        )
-    return "\n".join(lines)
-
-
-def as_json(report: Report) -> dict:
-    """The report in plain containers."""
-    return {**dataclasses.asdict(report), "clips_per_second": report.clips_made / report.seconds}

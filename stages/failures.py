@@ -30,3 +30,9 @@ class ClipFailure(ValueError):
 
     def __reduce__(self):  # exceptions with two arguments do not unpickle by themselves
         return type(self), (self.kind, str(self))
+
+
+def check_class(kind: str) -> None:
+    """Raise ValueError, naming those there are, for a class of failures that there is none of."""
+    if kind not in FAILURES:
+        raise ValueError(f"there is no class of failures {kind!r} (classes: {', '.join(FAILURES)})")

@@ -1,0 +1,73 @@
+"""`lipprep status` and `lipprep failures`: what is there, and what is not, and why."""
+
+import json
+
+import click
+
+from lipprep.command import Command
+from lipprep.pipeline.options import JSON, MANIFEST, OUT, ROOT, WORK, open_data_set, options
+
+DATA_SET = options(MANIFEST, ROOT, WORK, OUT)
+
+
+@click.command(cls=Command)
+@DATA_SET
+@click.option("--timing", is_flag=True, help="Also print where the time went.")
+@click.option("--deep", is_flag=True, help="Compare the videos' contents, not their sizes and times alone.")
+@JSON
+def status(manifest_path, root, work, out, timing: bool, deep: bool, as_json: bool) -> None:
+    """Say what is fresh, stale or missing of every stage, and why.
+
+    \b
+    Example:
+      lipprep status
+      lipprep status --deep --timing
+    """
+    from lipprep.pipeline.plan import STAGES, survey, upstream
+    from lipprep.pipeline.status import as_json as plain
+    from lipprep.pipeline.status import table
+    from lipprep.pipeline.wanted import read_wanted
+
+    listed, layout = open_data_set(manifest_path, root, work, out)
+    wanted = read_wanted(layout.plan)
+    stages = STAGES if upstream("shards", wanted) else STAGES[1:]
+    rows = plain(survey(listed, layout, wanted, stages, deep=deep), timing=timing)
+    click.echo(json.dumps(rows) if as_json else table(rows))
+
+
+@click.command(cls=Command)
+@DATA_SET
+@click.option("--class", "kind", help="Only those of one class, as no_face.")
+@JSON
+def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) -> None:
+    """List the clips that are in no shard, with class, cause and file.
+
+    They are those of the furthest stage that was run; each names the stage that it failed in.
+
+    \b
+    Example:
+      lipprep failures
+      lipprep failures --class truncated --json
+    """
+    from lipprep.pipeline.accounts import count_classes, list_failures
+    from lipprep.pipeline.plan import STAGES, survey, upstream
+    from lipprep.pipeline.wanted import read_wanted
+    from lipprep.stages.failures import check_class
+
+    if kind is not None:
+        check_class(kind)
+    listed, layout = open_data_set(manifest_path, root, work, out)
+    wanted = read_wanted(layout.plan)
+    chunks = survey(listed, layout, wanted, STAGES if upstream("shards", wanted) else STAGES[1:])
+    found: dict[str, dict] = {}
+    for stage in reversed(STAGES):
+        for failure in list_failures([c for c in chunks if c.stage == stage and c.state == "fresh"], kind):
+            found.setdefault(failure["key"], failure)
+    listing = list(found.values())
+    if as_json:
+        click.echo(json.dumps(listing))
+        return
+    for failure in listing:
+        click.echo(f"{failure['class']}\t{failure['stage']}\t{failure['video']}\t{failure['message']}")
+    counts = ", ".join(f"{name} {count}" for name, count in count_classes(listing).items())
+    click.echo(f"{len(listing)} of {len(listed.clips)} clips failed{f': {counts}' if counts else ''}", err=True)

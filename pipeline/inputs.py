@@ -1,0 +1,109 @@
+"""The files that clips are made from, and how a changed one is noticed.
+
+Size and time of change are looked at before every run. What a clip is made from is its file's content: a file
+that was only touched or copied costs a look, not the work again.
+"""
+
+import hashlib
+import json
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+_WHOLE = 64 << 20  # bytes: larger files are sampled, or a stretch of a long video would cost as much as its landmarks
+_BLOCK = 1 << 20
+
+
+def digest(value: object) -> str:
+    """The sha256 of a value of plain containers."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(path: Path) -> str | None:
+    """What tells a file's content from another's; None where it cannot be read.
+
+    Its sha256; of a file over 64 MiB, that of its size and of 64 blocks of 1 MiB, evenly spread.
+    """
+    try:
+        if (size := path.stat().st_size) <= _WHOLE:
+            return file_digest(path)
+        content = hashlib.sha256(str(size).encode())
+        with path.open("rb") as file:
+            blocks = _WHOLE // _BLOCK
+            for n in range(blocks):
+                file.seek(n * (size - _BLOCK) // (blocks - 1))
+                content.update(file.read(_BLOCK))
+        return f"sampled-{content.hexdigest()}"
+    except OSError:
+        return None
+
+
+def archive_name(video: str) -> str:
+    """The name of a video's landmark file in an archive: its path without the ending."""
+    return PurePosixPath(video).with_suffix("").as_posix()
+
+
+def source_files(root: Path, video: str, archive: str | None) -> dict[str, Path | None]:
+    """The files that a video's clips are made from: the video and, with an archive, its landmark file there."""
+    files: dict[str, Path | None] = {"video": root / video}
+    if archive is not None:
+        from lipprep.stages.landmarks.archive import archive_file
+
+        files["archive"] = archive_file(Path(archive), archive_name(video))
+    return files
+
+
+def file_stat(path: Path | None) -> dict | None:
+    """Size and time of change of a regular file; None for any other: opening a pipe would hang."""
+    try:
+        found = path and path.stat()
+    except (OSError, ValueError):
+        return None
+    if not found or not stat.S_ISREG(found.st_mode):
+        return None
+    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def source_stat(root: Path, video: str, archive: str | None) -> dict | None:
+    """Size and time of change of a video, and under `archive` of its landmark file; None where the video is missing."""
+    stats = {name: file_stat(path) for name, path in source_files(root, video, archive).items()}
+    video_stat = stats.pop("video")
+    return None if video_stat is None else {**video_stat, **stats}
+
+
+def source_content(root: Path, video: str, archive: str | None, known: Iterable[dict] = ()) -> dict | None:
+    """The same with the `sha256` of each file's content; that of a source in `known` with the same size and time."""
+    found = source_stat(root, video, archive)
+    if found is None:
+        return None
+    for source in known:
+        if without_content(source) == found:
+            return source
+    for name, path in source_files(root, video, archive).items():
+        part = found if name == "video" else found[name]
+        if part is not None:
+            part["sha256"] = content_digest(path)
+    return found
+
+
+def without_content(source: dict) -> dict:
+    """Size and time of change alone, as `source_stat` gives them."""
+    return {k: without_content(v) if isinstance(v, dict) else v for k, v in source.items() if k != "sha256"}
+
+
+def content(source: dict | None) -> dict | None:
+    """What a source's content is told by, whenever the file was written."""
+    if source is None:
+        return None
+    return {k: content(v) if isinstance(v, dict) else v for k, v in source.items() if k != "mtime_ns"}
+
+
+def sources_digest(videos: Iterable[str], root: Path, archive: str | None) -> str:
+    """A digest of size and time of all sources of a chunk: a replaced one makes the chunk stale."""
+    return digest([(video, source_stat(root, video, archive)) for video in videos])

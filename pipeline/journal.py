@@ -1,0 +1,106 @@
+"""What a worker writes down while it makes a chunk, so that little is lost when it dies, and it is known where.
+
+Beside the unfinished tar stands its journal: a line before the clips of a video are worked on, a line for
+every clip that is in the tar or has failed, and, where the process ends itself, what Python knew at that moment.
+"""
+
+import contextlib
+import faulthandler
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipprep.pipeline.records import record_path
+from lipprep.stages.atomic import Output, abandon, temporary_path, temporary_paths
+
+
+class Journal:
+    """The journal of one attempt at a chunk. It goes when the attempt ends, but not when it is killed."""
+
+    def __init__(self, tar: Path, attempt: str) -> None:
+        self.path = temporary_path(record_path(tar), attempt)
+        self._file = Output(self.path)
+        # A fault in a codec is told here, not on the user's terminal.
+        faulthandler.enable(self._file)
+
+    def _write(self, line: dict) -> None:
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def working(self, keys: Sequence[str], timeout: float) -> Iterator[None]:
+        """Say that the clips `keys` are worked on; after `timeout` seconds the process ends, whatever holds it."""
+        self._write({"working": list(keys)})
+        # A thread of C: it needs neither Python's lock nor the cooperation of what hangs.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=self._file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def done(self, entry: dict) -> None:
+        """Say what became of one clip. Its members are in the tar."""
+        self._write(entry)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        faulthandler.disable()  # its file's number will be another file's
+        abandon(self._file)
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is left of an attempt that was killed: its unfinished tar and what its journal says.
+
+    `entries` are those of the clips that were done. `working` are the keys of the clips that it died of or with;
+    None where it died between clips. `last_words` is what the process wrote as it ended itself.
+    """
+
+    tar: Path
+    entries: list[dict]
+    working: list[str] | None
+    last_words: str
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the process ended itself because the clips took too long."""
+        return self.last_words.startswith("Timeout")
+
+
+def read_attempt(tar: Path, attempt: str) -> Attempt | None:
+    """What the attempt at `tar` has left behind; None where it left no journal."""
+    try:
+        lines = temporary_path(record_path(tar), attempt).read_bytes().splitlines(keepends=True)
+    except OSError:
+        return None
+    entries, working = [], None
+    for number, text in enumerate(lines):
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut short, or no line of ours
+            last_words = b"".join(lines[number:]).decode(errors="replace")
+            break
+        if "working" in line:
+            working = line["working"]
+        else:
+            entries.append(line)
+            if working and line["key"] == working[-1]:
+                working = None
+    else:
+        last_words = ""
+    return Attempt(temporary_path(tar, attempt), entries, working, last_words)
+
+
+def attempts(tar: Path) -> list[Attempt]:
+    """All attempts at `tar` that were killed, or are still at work."""
+    tags = [path.name.split(".")[-2] for path in temporary_paths(record_path(tar))]
+    return [found for tag in tags if (found := read_attempt(tar, tag)) is not None]
+
+
+def clear_attempts(tar: Path) -> None:
+    """Remove what killed attempts at `tar` have left behind."""
+    for path in [*temporary_paths(tar), *temporary_paths(record_path(tar))]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""What is done to the clips of one video, stage by stage: a video's frames are decoded once for all of them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lipprep.pipeline.inputs import archive_name
+from lipprep.pipeline.manifest import Clip
+from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
+from lipprep.stages.crop import Crop, Window, crop_clips
+from lipprep.stages.failures import ClipFailure
+from lipprep.stages.landmarks import Detector, load_detector, track
+from lipprep.stages.shard.codec import encode_mouth, npy_bytes
+from lipprep.stages.video import read_frames
+
+LANDMARKS = "landmarks.npy"
+MOUTH = "mouth.npy"
+CLIP_TIMEOUT = 120.0  # seconds: hundreds of times what a clip of a word takes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chunk of one stage, with all that a worker needs; it crosses to other processes and machines.
+
+    `tar` is what to make. `landmarks` is the tar it is made from, None for the landmarks themselves and for a
+    fixed box; `crops` that of stored crops, for shards made from them. `header` is what the new record's
+    header says of its inputs. `retry` names the failure classes to try again ("" all of them). `old` are other
+    tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
+    worked on any more, with class and message. A clip that takes more than `clip_timeout` seconds ends the
+    process. `deep` does not trust a source's size and time of change.
+    """
+
+    stage: str
+    clips: list[Clip]
+    root: Path
+    fps: float
+    wanted: Wanted
+    parameters: dict
+    header: dict
+    tar: Path
+    landmarks: Path | None = None
+    crops: Path | None = None
+    persons: dict[str, int] | None = None
+    device: str = "cpu"
+    retry: str | None = None
+    old: tuple[Path, ...] = ()
+    attempt: str = "0"
+    condemned: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    clip_timeout: float = CLIP_TIMEOUT
+    deep: bool = False
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one clip: the members to store, by extension, or why there are none; and its figures."""
+
+    members: dict[str, bytes] | None
+    figures: dict
+    failure: dict | None = None
+
+
+def failed(kind: str, message: str, **more: object) -> Made:
+    """A clip that cannot be used."""
+    return Made(None, {}, {"class": kind, "message": message, **more})
+
+
+def reason(failure: Exception) -> Made:
+    """A clip that raised `failure`."""
+    if isinstance(failure, ClipFailure):
+        return failed(failure.kind, str(failure))
+    # A fault of ours or of a library's must not cost the chunk; its clip is named, with all that is known.
+    return failed("error", f"{type(failure).__name__}: {failure}")
+
+
+@cache
+def _detector(name: str, device: str) -> Detector:
+    return load_detector(name, device=device)  # one a process: interpreters and networks cross no border
+
+
+@cache
+def _face(path: str | None) -> np.ndarray:
+    return load_mean_face(path and Path(path))
+
+
+def span(clips: list[Clip]) -> tuple[int, int | None]:
+    """The frames of a video that its clips see together: [first, last), last None for the whole video."""
+    if any(c.start is None for c in clips):
+        return 0, None
+    return max(0, min(c.start for c in clips)), max(1, max(c.start + c.num_frames for c in clips))
+
+
+def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Made]:
+    """Landmarks of the clips of one video: its frames are decoded and tracked once."""
+    if job.wanted.detector == "archive":
+        from lipprep.stages.landmarks.archive import read_archive
+
+        name = archive_name(video)
+        found = read_archive(Path(job.wanted.archive), name, person=(job.persons or {}).get(name, 0))
+        first = 0
+    else:
+        first, last = span(clips)
+        frames = read_frames(job.root / video, fps=job.fps, first=first, last=last)
+        found = track(frames, _detector(job.wanted.detector, job.device))
+    made = []
+    for clip in clips:
+        points, count = found.points, len(found.points)
+        if clip.start is not None and count:
+            # Frames beyond the video's ends repeat its edge frame.
+            points = points[np.clip(np.arange(clip.start, clip.start + clip.num_frames) - first, 0, count - 1)]
+        seen = np.isfinite(points).all(axis=(1, 2)) if len(points) else np.zeros(0, bool)
+        if not count or (clip.start or 0) >= first + count:
+            made.append(failed("too_short", f"the clip starts at frame {clip.start or 0}, {video} has {first + count}"))
+        elif not seen.any():
+            made.append(failed("no_face", f"no face was found in any of {len(points)} frames"))
+        else:
+            figures = {
+                "num_frames": len(points),
+                "face_share": round(float(seen.mean()), 4),
+                **_figures(points[seen]),
+            }
+            figures["max_faces"] = found.max_faces
+            made.append(Made({LANDMARKS: npy_bytes(points.astype(np.float32))}, figures))
+    return made
+
+
+def _figures(points: np.ndarray) -> dict:
+    """Face size (distance of the outer eye corners) and jitter (mean second difference there), pixels."""
+    size = np.linalg.norm(points[:, 45] - points[:, 36], axis=1).mean()
+    jitter = None
+    if len(points) > 2:
+        jitter = round(float(np.linalg.norm(np.diff(points[:, [36, 45]], n=2, axis=0), axis=2).mean()), 4)
+    return {"face_size": round(float(size), 3), "jitter": jitter}
+
+
+def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list[np.ndarray]:
+    """The box of every frame: all that a fixed profile keeps of a video. ClipFailure where it leaves the frame."""
+    x, y, w, h = box
+    patches = []
+    for frame in frames:
+        H, W = frame.shape[:2]
+        if x + w > W or y + h > H:
+            raise ClipFailure("error", f"the box {x},{y},{w},{h} leaves the {W}x{H} frames of {video}: change --box")
+        patches.append(np.ascontiguousarray(frame[y : y + h, x : x + w]))
+    return patches
+
+
+def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
+    first, last = span(clips)
+    frames = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
+    parameters = crop_parameters(job.wanted)
+    if not parameters.needs_landmarks:
+        frames = _boxed(frames, parameters.box, video)  # how many there are, only they tell
+        parameters = dataclasses.replace(parameters, box=(0, 0, *parameters.box[2:]))
+    windows = [
+        Window(c.start, (c.num_frames or len(frames)) if p is None else len(p), p)
+        for c, p in zip(clips, points, strict=True)
+    ]
+    face = _face(job.wanted.mean_face)
+    return crop_clips(frames, windows, parameters, first=first, face=face)
+
+
+def _crop_figures(crop: Crop) -> dict:
+    return {
+        "num_frames": len(crop.mouth),
+        "scale": round(crop.scale, 4),
+        "outside": round(crop.outside, 4),
+        "brightness": round(crop.brightness, 2),
+    }
+
+
+def _crop_group(job: Job, video: str, clips: list[Clip], points: list) -> list[Made]:
+    """Mouth crops of the clips of one video: its frames are decoded once."""
+    return [
+        Made({MOUTH: npy_bytes(crop.mouth)}, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)
+        for crop in _cut(job, video, clips, points)
+    ]
+
+
+def pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
+    """The sample of a clip whose mouth crops (T, S, S) uint8 are there."""
+    try:
+        extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
+    except ValueError as error:
+        return failed("too_long", str(error))
+    sample = {
+        "label": clip.label,
+        "word": clip.word,
+        "word_start": clip.word_start,
+        "word_end": clip.word_end,
+        "duration": clip.duration,
+        "speaker": clip.speaker,
+        "num_frames": len(mouth),
+        "split": clip.split,
+    }
+    return Made({extension: payload, "json": json.dumps(sample).encode()}, figures)
+
+
+def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[Made]:
+    """Samples of the clips of one video, whose crops are cut in passing."""
+    return [
+        pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)
+        for c, crop in zip(clips, _cut(job, video, clips, inputs), strict=True)
+    ]
+
+
+GROUP: dict[str, Callable[[Job, str, list[Clip], list], list[Made]]] = {
+    "landmarks": _landmark_group,
+    "crops": _crop_group,
+    "shards": _shard_group,
+}

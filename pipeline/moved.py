@@ -1,0 +1,82 @@
+"""Clips that a new manifest deals to other chunks: their old tars are set aside until they are copied.
+
+A word more, a clip less or another seed moves clips from chunk to chunk. What was made of them is copied from
+the tar that holds it, which may itself be about to be replaced; so it waits in a folder of its own.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lipprep.pipeline.manifest import Manifest
+from lipprep.pipeline.plan import Chunk
+from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
+
+_ASIDE = ".old"
+
+
+class Moved:
+    """The old tars of a stage's folder that hold clips of other chunks which are to be made."""
+
+    def __init__(
+        self, folder: Path, fresh: set[str], pending: Sequence[Chunk], manifest: Manifest, *, replace: bool = False
+    ) -> None:
+        """Set them aside.
+
+        Raises ValueError where the folder holds another corpus's clips, none of this one's, and they are not to be
+        replaced.
+        """
+        self._folder = folder
+        self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
+        if not pending:
+            return
+        tars = [*folder.glob("*.tar"), *(folder / _ASIDE).glob("*.tar")]
+        keys = {tar: [e["key"] for e in read_entries(tar)] for tar in sorted(tars) if tar.name not in fresh}
+        where = {key: tar for tar, mine in keys.items() for key in mine}
+        if where and not replace and not fresh and not any(clip.key in where for clip in manifest.clips):
+            raise ValueError(
+                f"{folder} holds what was made of other clips than those of {manifest.path} "
+                f"(e.g. {next(iter(where))}): is there another manifest of the name {manifest.name}? Choose another -w "
+                f"for one of the two, or remove {folder} if it is not needed any more"
+            )
+        for chunk in pending:
+            own = set(keys.get(chunk.tar, ()))
+            for clip in chunk.clips:
+                if clip.key not in own and clip.key in where:
+                    self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
+        for tar in [tar for tar in self._holders if tar.parent == folder]:
+            needed = self._holders.pop(tar)
+            if tar in {chunk.tar for chunk in pending}:
+                needed.add(tar)
+            self._holders[self._set_aside(tar)] = needed
+
+    def _set_aside(self, tar: Path) -> Path:
+        sha256 = read_header(tar)["tar"]["sha256"]
+        # Two runs that were stopped may have set aside two tars of one name.
+        aside = self._folder / _ASIDE / f"{tar.stem}-{sha256[:12]}.tar"
+        aside.parent.mkdir(exist_ok=True)
+        tar.replace(aside)
+        record_path(tar).replace(record_path(aside))
+        return aside
+
+    def old(self, chunk: Chunk) -> tuple[Path, ...]:
+        """The tars that hold clips of `chunk`."""
+        return tuple(tar for tar, needed in self._holders.items() if chunk.tar in needed)
+
+    def done(self, made: Path) -> None:
+        """Drop the old tars that nothing needs any more, now that the tar `made` is committed."""
+        for tar, needed in list(self._holders.items()):
+            needed.discard(made)
+            if not needed:
+                del self._holders[tar]
+                drop(tar)
+
+    def close(self) -> None:
+        """Drop what was set aside: every chunk is made."""
+        shutil.rmtree(self._folder / _ASIDE, ignore_errors=True)
+
+
+def drop(tar: Path) -> None:
+    """Remove a tar and its record."""
+    uncommit(tar)
+    tar.unlink(missing_ok=True)

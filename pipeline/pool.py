@@ -1,0 +1,100 @@
+"""Worker processes, any of which may die at any moment: of a codec, of want of memory, of an operator's kill."""
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from itertools import islice
+from typing import Any
+
+import psutil
+
+_WATCH = 0.5  # seconds between two looks at the parent
+_IDLE = 300  # seconds after which a worker without work goes
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class WorkerDied(Exception):
+    """A worker process is gone and its pool with it; `codes` are the exit codes, as far as they are known."""
+
+    def __init__(self, error: BrokenExecutor) -> None:
+        found = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
+        self.codes = found[1] if found else "killed"
+        super().__init__(self.codes)
+
+
+_parent: psutil.Process | None = None  # of this process, where it is a worker
+
+
+def _begin(parent: int) -> None:
+    """Make a process a worker: Ctrl-C is the parent's to answer, and without a parent there is no work."""
+    global _parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        _parent = psutil.Process(parent)
+    except psutil.NoSuchProcess:
+        os._exit(1)
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    while True:
+        leave_if_orphaned()
+        time.sleep(_WATCH)
+
+
+def leave_if_orphaned() -> None:
+    """End this process where it is a worker whose parent is gone: another run may be making the same chunk."""
+    if _parent is None:
+        return
+    try:
+        gone = not _parent.is_running() or _parent.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        gone = True
+    if gone:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def pool(workers: int) -> Iterator[Executor]:
+    """An executor of `workers` processes; where the block is left by an exception they are killed at once."""
+    from joblib.externals.loky import get_reusable_executor
+
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    executor = get_reusable_executor(
+        max_workers=workers,
+        timeout=_IDLE,
+        initializer=_begin,
+        initargs=(os.getpid(),),
+        env={name: os.environ.get(name, threads) for name in _THREADS},
+    )
+    try:
+        yield executor
+    except BaseException:
+        executor.shutdown(wait=True, kill_workers=True)
+        raise
+
+
+def run_all(
+    executor: Executor, function: Callable[[Any], object], tasks: Iterable[Any], *, ahead: int
+) -> Iterator[tuple[Any, Future]]:
+    """Each task with its future as it is done, `ahead` of them submitted at a time. Raises WorkerDied."""
+    tasks = iter(tasks)
+    waiting: dict[Future, Any] = {}
+    try:
+        for task in islice(tasks, ahead):
+            waiting[executor.submit(function, task)] = task
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                if isinstance(error := future.exception(), BrokenExecutor):
+                    raise error
+                yield waiting.pop(future), future
+                for task in islice(tasks, 1):
+                    waiting[executor.submit(function, task)] = task
+    except BrokenExecutor as error:
+        raise WorkerDied(error) from error

@@ -1,0 +1,99 @@
+"""The room that a stage needs on its disk: estimated before it starts, and told when a disk is full."""
+
+import errno
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from lipprep.pipeline.manifest import Manifest
+from lipprep.pipeline.plan import Chunk
+from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.failures import ClipFailure
+
+_MEMBER = 1024  # bytes of a tar's header and padding, on average
+_RECORD = 800  # bytes of a clip's line in a record
+_JSON = 256
+_LANDMARKS = 68 * 2 * 4  # bytes a frame
+_JPEG = 0.25  # bytes a pixel at quality 95, measured on faces; less at any other
+_LOOKS = 8  # videos whose headers are asked for their length
+
+
+def clip_bytes(stage: str, frames: float, wanted: Wanted) -> float:
+    """What a clip of so many frames takes in a stage's tar and record, about, in bytes."""
+    pixels = wanted.crop_size**2 * frames
+    if stage == "landmarks":
+        return _LANDMARKS * frames + _MEMBER + _RECORD
+    if stage == "crops":
+        return pixels + _MEMBER + _RECORD
+    return pixels * (_JPEG if wanted.codec == "jpeg" else 1) + 2 * _MEMBER + _JSON + _RECORD
+
+
+def mean_frames(manifest: Manifest) -> float:
+    """How many frames a clip has, about: of windows as the manifest says, else as some videos' headers say."""
+    from lipprep.stages.video import probe
+
+    windows = [clip.num_frames for clip in manifest.clips if clip.num_frames is not None]
+    if windows:
+        return sum(windows) / len(windows)
+    lengths = []
+    for clip in manifest.clips[:: max(1, len(manifest.clips) // _LOOKS)][:_LOOKS]:
+        try:
+            lengths.append(probe(manifest.root / clip.video).duration * manifest.fps)
+        except ClipFailure:
+            continue
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def needed_bytes(
+    stage: str, manifest: Manifest, wanted: Wanted, chunks: Sequence[Chunk], pending: Sequence[Chunk], workers: int
+) -> int:
+    """The room, in bytes, that making `pending` takes beyond what is there. `chunks` are all of the stage's."""
+    there = [c for c in chunks if c.state == "fresh" and c.header["counts"].get("ok")]
+    if there:
+        clip = sum(c.header["tar"]["bytes"] for c in there) / sum(c.header["counts"]["ok"] for c in there) + _RECORD
+    else:
+        clip = clip_bytes(stage, mean_frames(manifest), wanted)
+    sizes = [clip * len(c.clips) for c in pending]
+    replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None)
+    # An old tar goes when the new one is whole: for a while there are both, one a worker.
+    return round(max(sum(sizes) - replaced, sum(sorted(sizes)[-workers:])))
+
+
+def free_bytes(folder: Path) -> int:
+    """The free room of the disk that `folder` is, or will be, on."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def size(count: float) -> str:
+    """A number of bytes for people.
+
+    >>> size(34_000_000)
+    '34 MB'
+    """
+    for unit, worth in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= worth:
+            return f"{count / worth:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+_REMEDY = {
+    errno.ENOSPC: "make room",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "make room within the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or take a file system without one",
+    errno.EROFS: "make it writable",
+    errno.EIO: "see to the disk",
+}
+
+
+def disk_trouble(error: OSError, folder: Path, needed: int, chunks: int) -> str | None:
+    """What to tell of a disk that does not take what is written; None for another error."""
+    if error.errno not in _REMEDY:
+        return None
+    return (
+        f"{error.filename or folder}: {error.strerror}. {chunks} chunks are still to be made, which takes about "
+        f"{size(needed)}; {size(free_bytes(folder))} are free. What is done is kept: {_REMEDY[error.errno]}, then run "
+        "the same command again to go on"
+    )

@@ -1,0 +1,195 @@
+"""The supervisor: it sees that every chunk is made, whatever dies on the way.
+
+A worker process that dies takes its pool with it. What it had done of its chunk is kept by its journal, and a
+new pool goes on. The clips that it worked on are suspected and tried again alone: a process that was killed
+from outside does not make its clip guilty. A clip that kills its process alone, too, is condemned, and so is
+one that hangs; the record says so, and it is not tried again unless that is asked for.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lipprep.pipeline.chunk import run_job
+from lipprep.pipeline.journal import Attempt, read_attempt
+from lipprep.pipeline.make import Job
+from lipprep.pipeline.manifest import Clip, groups
+from lipprep.pipeline.pool import WorkerDied, pool, run_all
+from lipprep.pipeline.records import read_header
+
+_BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
+_PROBES = ".probe"  # folder of what suspects leave when they are tried alone
+
+
+def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict], None]) -> None:
+    """Make the chunk of every job on `workers` processes; `done` gets each tar and its record's header.
+
+    Raises ValueError where chunks could not be made since what they are made from is damaged, after all others
+    are made; or where worker processes are killed again and again. OSError where a disk does not take what is
+    written: at once.
+    """
+    pending = {job.tar: job for job in jobs}
+    attempts: dict[Path, str] = {}  # those that were committed
+    reached: dict = {}  # how many clips of a chunk its furthest attempt has come to
+    damaged: list[ValueError] = []
+    deaths: list[set[str]] = []  # the clips in flight at the deaths since something was brought forward
+    while pending:
+        attempt = uuid.uuid4().hex[:12]
+        batch = [dataclasses.replace(job, attempt=attempt) for job in pending.values()]
+        try:
+            with pool(min(workers, len(batch))) as executor:
+                for job, future in run_all(executor, run_job, batch, ahead=2 * workers):
+                    try:
+                        header = future.result()
+                    except OSError:
+                        raise
+                    except ValueError as error:
+                        damaged.append(error)
+                    else:
+                        done(job.tar, header)
+                        deaths.clear()
+                        attempts[job.tar] = attempt
+                    del pending[job.tar]
+        except WorkerDied as death:
+            for tar in list(pending):  # what was committed without a word
+                header = read_header(tar)
+                if header is not None and header["attempt"] == attempt:
+                    del pending[tar]
+                    attempts[tar] = attempt
+                    done(tar, header)
+                    deaths.clear()
+            left = {tar: found for tar in pending if (found := read_attempt(tar, attempt)) is not None}
+            condemned = _judge(death, pending, left)
+            forward = [tar for tar, found in left.items() if len(found.entries) > reached.get(tar, 0)]
+            reached |= {tar: len(left[tar].entries) for tar in forward}
+            if condemned or forward:
+                deaths.clear()
+            deaths.append({key for found in left.values() for key in found.working or ()})
+            if len(deaths) > _BARREN:
+                workers = _retreat(death, pending, deaths, workers)
+                deaths.clear()
+        if not pending:
+            # A worker of an earlier run, whose driver was killed, may have had its last word meanwhile.
+            pending = {job.tar: job for job in jobs if _overwritten(job.tar, attempts)}
+    for folder in {job.tar.parent for job in jobs}:
+        shutil.rmtree(folder / _PROBES, ignore_errors=True)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more chunks)" if len(damaged) > 1 else ""
+        raise ValueError(f"{damaged[0]}{more}")
+
+
+def _overwritten(tar: Path, attempts: Mapping[Path, str]) -> bool:
+    header = read_header(tar)
+    return tar in attempts and (header is None or header["attempt"] != attempts[tar])
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
+
+
+def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], workers: int) -> int:
+    """How many workers to go on with when one after another dies of nothing that can be named."""
+    if workers > 1:
+        _say(f"workers die one after another ({death.codes}): going on with {workers // 2}")
+        return workers // 2
+    if keys := set.intersection(*deaths):
+        for tar, job in pending.items():
+            if found := keys & {clip.key for clip in job.clips}:
+                pending[tar] = _condemn(job, found, "crashed", death.codes)
+        return workers
+    raise ValueError(
+        f"worker processes die again and again ({death.codes}), each with another clip: is there too little memory? "
+        "What is done is kept: run the same command again to go on"
+    )
+
+
+def _judge(death: WorkerDied, pending: dict, left: dict) -> bool:
+    """Find the clips that a worker died of, and condemn them; whether there were any."""
+    # A process that ended itself has said so. Of those that were killed, and killed with it, nothing is known.
+    told = {tar: found for tar, found in left.items() if found.last_words}
+    condemned = False
+    for tar, found in (told or left).items():
+        job = pending[tar]
+        if found.timed_out:
+            keys, kind, codes = found.working or (), "timeout", ""
+        else:
+            _say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
+            keys, kind, codes = _guilty(job, found)
+        if keys:
+            pending[tar] = _condemn(job, keys, kind, codes)
+            condemned = True
+    return condemned
+
+
+def _condemn(job: Job, keys: Collection[str], kind: str, codes: str) -> Job:
+    if kind == "timeout":
+        message = (
+            f"no end after {job.clip_timeout:g} s: if the machine was merely slow, raise --clip-timeout and run again "
+            "with --retry-failed=timeout"
+        )
+    else:
+        message = (
+            f"it killed its process, alone as well ({codes}): out of memory, or a fault in a codec. "
+            "--retry-failed=crashed tries it again"
+        )
+    return dataclasses.replace(job, condemned={**job.condemned, **dict.fromkeys(keys, (kind, message))})
+
+
+def _guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
+    """The keys of the clips that kill their process alone, too; the class of failure, and the exit codes.
+
+    Where the journal names the clips, they are tried; else the chunk, and then its halves.
+    """
+    videos = [clips for _, clips in groups(job.clips, job.fps)]
+    if found.working is not None:
+        videos = [clips for clips in videos if any(clip.key in found.working for clip in clips)]
+    kind, codes = "", ""
+    suspects: list[list[Clip]] = videos
+    deaths = 0
+    while suspects:
+        # The whole first; then, as it is known to kill, one half of it tells of the other.
+        part = suspects if not deaths or len(suspects) == 1 else suspects[: len(suspects) // 2]
+        outcome = _try_alone(job, [clip for clips in part for clip in clips])
+        if outcome is not None:
+            died, codes = outcome
+            deaths += 1
+            kind = "timeout" if died.timed_out else "crashed"
+            suspects = part
+            if died.working is not None:
+                suspects = [clips for clips in part if any(clip.key in died.working for clip in clips)]
+        elif part == suspects:
+            return (), "", ""
+        else:
+            suspects = suspects[len(part) :]
+        # Twice, so that it takes three kills from outside, each at its moment, to condemn an innocent clip.
+        if len(suspects) == 1 and deaths > 1:
+            return [clip.key for clip in suspects[0]], kind, codes
+    return (), "", ""
+
+
+def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
+    """What is left, with the exit codes, where these clips kill a process of their own; None where they do not."""
+    tar = job.tar.parent / _PROBES / job.tar.name
+    try:
+        for _ in range(_BARREN):
+            attempt = uuid.uuid4().hex[:12]
+            alone = dataclasses.replace(job, clips=clips, tar=tar, old=(), attempt=attempt)
+            try:
+                with pool(1) as executor:
+                    for _, future in run_all(executor, run_job, [alone], ahead=1):
+                        with contextlib.suppress(ValueError):
+                            future.result()
+                return None
+            except WorkerDied as death:
+                if (found := read_attempt(tar, attempt)) is not None:
+                    return found, death.codes
+                # It died before it began: no clip's fault.
+        return None
+    finally:
+        shutil.rmtree(tar.parent, ignore_errors=True)

@@ -1,0 +1,271 @@
+"""Workers and drivers that die, hang or are told to stop: nothing is lost, nothing is made twice."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lipprep.pipeline.journal import attempts
+from lipprep.pipeline.records import read_entries, read_header
+from lipprep.stages.shard.index import load_index
+
+PATIENCE = 60  # seconds until what must happen has not happened
+POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+
+# What a worker's process does at a clip, by its key: put in its way by a sitecustomize, which every process reads.
+TRAPS = """
+import os, sys, time
+if (traps := os.environ.get("LIPPREP_TRAPS")) and "loky" in " ".join(sys.orig_argv):
+    import importlib.abc, importlib.machinery, json
+    traps = json.loads(traps)
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "lipprep.pipeline.make":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            real = spec.loader.exec_module
+
+            def exec_module(module):
+                real(module)
+                plain = dict(module.GROUP)
+
+                def trapped(stage):
+                    def group(job, video, clips, inputs):
+                        for clip in clips:
+                            kind = traps.get(clip.key)
+                            once = os.path.join(os.environ["LIPPREP_TRAPS_FOLDER"], clip.key.replace("/", "-"))
+                            if kind == "once" and not os.path.exists(once):
+                                open(once, "w").close()
+                                os.kill(os.getpid(), 9)
+                            if kind == "segfault":
+                                import ctypes
+                                ctypes.string_at(0)
+                            if kind == "kill":
+                                os.kill(os.getpid(), 9)
+                            if kind == "hang":
+                                time.sleep(1000)
+                        return plain[stage](job, video, clips, inputs)
+                    return group
+
+                module.GROUP.update({stage: trapped(stage) for stage in plain})
+
+            spec.loader.exec_module = exec_module
+            return spec
+
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def tars(folder: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).glob("*.tar"))}
+
+
+def entries(folder: str) -> dict[str, dict]:
+    return {e["key"]: e for tar in Path(folder).glob("*.tar") for e in read_entries(tar)}
+
+
+def strays(folder: str = ".") -> list[Path]:
+    return [p for p in Path(folder).rglob(".*") if p.name.endswith((".tmp", ".old", ".probe"))]
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+
+
+@pytest.fixture
+def trapped(tmp_path, monkeypatch):
+    """Run a command in a process of its own, whose workers meet `traps`: {key: kind}."""
+    folder = tmp_path / "traps"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(TRAPS)
+
+    def run(*arguments: object, traps: dict[str, str], code: int = 0) -> subprocess.CompletedProcess:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "LIPPREP_TRAPS": json.dumps(traps),
+            "LIPPREP_TRAPS_FOLDER": str(folder),
+        }
+        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
+        return done
+
+    return run
+
+
+@pytest.fixture
+def start():
+    """Start a command in a process of its own, and end what is left of it."""
+    started = []
+
+    def begin(*arguments: object) -> psutil.Popen:
+        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
+        started.append(psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@POSIX
+def test_a_worker_killed_from_outside_costs_nothing(chain, trapped):
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    keys = ["ABOUT/train/ABOUT_00002", "BLACK/train/BLACK_00003"]
+    done = trapped("landmarks", "-j", 2, "--json", traps=dict.fromkeys(keys, "once"))
+    figures = json.loads(done.stdout)
+    assert figures["ok"] == 12 and figures["failed"] == {}
+    assert tars("work/m/landmarks") == whole and not strays()
+    assert "a worker died" in done.stderr
+
+
+@POSIX
+@pytest.mark.parametrize("kind", ["segfault", "kill"])
+def test_a_clip_that_kills_its_process_is_condemned_and_costs_no_other(chain, trapped, lipprep, kind):
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    guilty = "ABOUT/train/ABOUT_00002"
+    arguments = ["landmarks", "-j", 2, "--json", "--max-failures", "100%"]
+    figures = json.loads(trapped(*arguments, traps={guilty: kind}).stdout)
+    assert figures["ok"] == 11 and figures["failed"] == {"crashed": 1}
+    assert "killed its process, alone as well" in entries("work/m/landmarks")[guilty]["message"]
+    again = json.loads(trapped(*arguments, traps={guilty: kind}).stdout)
+    assert again["chunks_made"] == 0  # it is not tried again
+    retried = json.loads(lipprep("landmarks", "-j", 1, "--json", "--retry-failed=crashed").stdout)
+    assert retried["ok"] == 12 and retried["clips_computed"] == 1
+    assert tars("work/m/landmarks") == whole and not strays()
+
+
+@POSIX
+def test_a_clip_that_hangs_is_cut_off(chain, trapped, lipprep):
+    chain(stages=("landmarks",))
+    done = trapped("shards", "--clip-timeout", 3, "--max-failures", "100%", traps={"BLACK/val/BLACK_00005": "hang"})
+    assert "timeout: 1" in done.stdout
+    failure = json.loads(lipprep("failures", "--json").stdout)[0]
+    assert failure["key"] == "BLACK/val/BLACK_00005" and failure["class"] == "timeout" and failure["stage"] == "shards"
+    assert "no end after 3 s" in failure["message"] and load_index(Path("shards")).failures["val"] == {"timeout": 1}
+    lipprep("shards", "-j", 1, "--retry-failed=timeout")
+    assert load_index(Path("shards")).failures["val"] == {}
+
+
+def test_without_a_journal_a_clip_is_found_by_halves(tmp_path, monkeypatch):
+    """At most log2(chunk) + 2 tries find the clip, wherever it stands."""
+    from lipprep.pipeline import supervise
+    from lipprep.pipeline.journal import Attempt
+    from lipprep.pipeline.make import Job
+    from lipprep.pipeline.manifest import Clip
+    from lipprep.pipeline.wanted import Wanted
+
+    clips = [Clip(f"k{n}", f"v{n}.mp4", "train", "w", 0, 0) for n in range(512)]
+    job = Job("landmarks", clips, tmp_path, 25.0, Wanted(), {}, {}, tmp_path / "train-00000.tar")
+    silent = Attempt(job.tar, [], None, "")
+    for guilty in (0, 1, 255, 256, 300, 511):
+        tries = []
+
+        def die(_, part, guilty=guilty, tries=tries):
+            tries.append(len(part))
+            return (silent, "SIGKILL(-9)") if clips[guilty] in part else None
+
+        monkeypatch.setattr(supervise, "_try_alone", die)
+        assert supervise._guilty(job, silent) == ([f"k{guilty}"], "crashed", "SIGKILL(-9)")
+        assert len(tries) <= 9 + 2
+    monkeypatch.setattr(supervise, "_try_alone", lambda *_: None)
+    assert supervise._guilty(job, silent) == ((), "", "")
+
+
+@POSIX
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_stops_at_once_and_can_go_on(chain, lipprep, start, how):
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    process = start("landmarks", "-j", 2)
+    until(lambda: list(Path("work").rglob("*.jsonl")) or process.poll() is not None)
+    workers = process.children(recursive=True) if process.is_running() else []
+    process.send_signal(how)
+    told = time.monotonic()
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode in (0, 130)
+    assert process.returncode == 0 or ("run the same command again to go on" in said and "Traceback" not in said)
+    assert time.monotonic() - told < PATIENCE
+    assert not psutil.wait_procs(workers, timeout=PATIENCE)[1]
+    kept = {p: p.stat().st_mtime_ns for p in Path("work").rglob("*.tar") if read_header(p) is not None}
+    lipprep("landmarks", "-j", 1)
+    assert tars("work/m/landmarks") == whole and not strays()
+    assert kept and {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+@POSIX
+def test_a_driver_killed_in_mid_run_costs_only_what_was_in_flight(chain, lipprep, start):
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    process = start("landmarks", "-j", 2)
+    until(lambda: list(Path("work").rglob("*.jsonl")) or process.poll() is not None)
+    workers = process.children(recursive=True) if process.is_running() else []
+    process.kill()
+    kept = {p: p.stat().st_mtime_ns for p in Path("work").rglob("*.tar") if read_header(p) is not None}
+    lipprep("landmarks", "-j", 1)  # at once, beside workers that do not know yet
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    assert tars("work/m/landmarks") == whole and not strays()
+    assert kept and {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+@POSIX
+def test_no_index_stands_over_old_and_new_shards(chain, lipprep, start):
+    chain()
+    process = start("shards", "-j", 1, "--profile", "lrw2022")
+
+    def new_ones() -> int:
+        headers = [read_header(tar) for tar in Path("shards").glob("*.tar")]
+        return sum(h is not None and h["parameters"]["profile"] == "lrw2022" for h in headers)
+
+    until(lambda: new_ones() or process.poll() is not None)
+    process.kill()
+    process.wait()
+    if 0 < new_ones() < 8:
+        with pytest.raises(ValueError, match=r"no index\.json"):
+            load_index(Path("shards"))
+    lipprep("shards", "-j", 1)
+    assert load_index(Path("shards")).profile == "lrw2022"
+
+
+def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
+    """Its unfinished tar may end anywhere, and its journal too."""
+    chain()
+    folder = Path("work/m/landmarks")
+    tar = folder / "train-00000.tar"
+    whole, lines = tar.read_bytes(), read_entries(tar)
+    for tar_end, journal_end in ((0, 0), (-1, -1), (-1024 - len(whole) // 4, -1), (700, -40), (100, 10)):
+        tar.with_suffix(".jsonl").unlink(missing_ok=True)
+        tar.unlink()
+        journal = b"".join(
+            json.dumps({"working": [e["key"]]}).encode() + b"\n" + json.dumps(e).encode() + b"\n" for e in lines
+        )
+        (folder / ".train-00000.tar.abc.tmp").write_bytes(whole[: tar_end or None])
+        (folder / ".train-00000.jsonl.abc.tmp").write_bytes(journal[: journal_end or None])
+        assert len(attempts(tar)) == 1
+        figures = json.loads(lipprep("landmarks", "-j", 1, "--json").stdout)
+        assert tar.read_bytes() == whole and not strays()
+        assert figures["clips_made"] == len(lines)
+        if tar_end == 0:
+            assert figures["clips_computed"] == 0
