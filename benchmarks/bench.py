@@ -23,6 +23,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from lipprep.pipeline.chunk import run_job
 from lipprep.pipeline.manifest import load_manifest, save_manifest
+from lipprep.pipeline.options import cores
 from lipprep.pipeline.plan import Layout, survey
 from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.sample import make_sample
@@ -94,7 +95,7 @@ def corpus(clips: int) -> tuple[Path, list[Path]]:
     videos = BUILD / "videos"
     if len(list(videos.rglob("*.mp4"))) < clips:
         shutil.rmtree(videos, ignore_errors=True)
-        make_sample(videos, clips=clips, workers=-1)  # all cores
+        make_sample(videos, clips=clips, workers=cores())
     path = BUILD / f"sample{clips}.jsonl"
     rows = sorted(lrw(videos), key=lambda r: r.video.rpartition("_")[2])[:clips]
     made = make_manifest(path, [dataclasses.replace(r, split="train") for r in rows], root=videos)

@@ -1,12 +1,14 @@
 """A stage from survey to accounts: what is pending is handed to the supervisor, what came of it is counted."""
 
 import contextlib
+import dataclasses
 import hashlib
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -16,10 +18,13 @@ from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.moved import Moved, drop
 from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
-from lipprep.pipeline.records import read_entries, read_header, record_path, root_class
+from lipprep.pipeline.records import read_entries, read_header, record_path
 from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, size
 from lipprep.pipeline.supervise import supervise
 from lipprep.pipeline.wanted import Wanted
+
+if TYPE_CHECKING:
+    from lipprep.stages.shard.index import Index
 
 
 def make_jobs(
@@ -198,20 +203,35 @@ def check_out(manifest: Manifest, out: Path) -> None:
 
 def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its."""
-    from lipprep.pipeline.wanted import load_mean_face
-    from lipprep.stages.shard.index import Index, Shard, save_index
+    from lipprep.stages.shard.index import load_index, save_index
 
-    shards, offsets, failures = [], {}, {}
+    index = _describe(manifest, layout, wanted)
+    _drop_orphans(layout.out, {s.name for s in index.shards})
+    with contextlib.suppress(ValueError):
+        if dataclasses.replace(load_index(layout.out), offsets={}) == index:
+            return  # what is there is told by headers alone; offsets are in the records' lines
+    offsets = {}
+    for shard in index.shards:
+        tar = layout.out / shard.name
+        starts = [e["offset"] for e in read_entries(tar) if e["status"] == "ok"]
+        assert len(starts) == shard.samples, tar
+        offsets[shard.name] = [*starts, read_header(tar)["end"]]
+    save_index(layout.out, dataclasses.replace(index, offsets=offsets))
+
+
+def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
+    """The index without its offsets."""
+    from lipprep.pipeline.wanted import load_mean_face
+    from lipprep.stages.shard.index import Index, Shard
+
+    shards, failures = [], {}
     for split, number in manifest.chunks():
         tar = layout.tar("shards", split, number)
-        header, entries = read_header(tar), read_entries(tar)
-        assert header is not None and len(entries) == header["planned"], tar
-        ok = [e for e in entries if e["status"] == "ok"]
-        shards.append(Shard(tar.name, split, len(ok), header["tar"]["bytes"], header["tar"]["sha256"]))
-        offsets[tar.name] = [*(e["offset"] for e in ok), header["end"]]
-        kinds = failures.setdefault(split, Counter())
-        kinds.update(root_class(e) for e in entries if e["status"] != "ok")
-    _drop_orphans(layout.out, {s.name for s in shards})
+        header = read_header(tar)
+        assert header is not None, tar
+        counts = Counter(header["counts"])
+        shards.append(Shard(tar.name, split, counts.pop("ok", 0), header["tar"]["bytes"], header["tar"]["sha256"]))
+        failures.setdefault(split, Counter()).update(counts)
     parameters = stage_parameters(wanted)
     landmarks = {k: v for k, v in parameters["landmarks"].items() if k != "archive"}
     if not upstream("shards", wanted):
@@ -219,16 +239,13 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     elif wanted.mean_face is not None:
         # The points themselves: whoever has weights trained on these crops must be able to cut others like them.
         parameters["shards"]["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
-    save_index(
-        layout.out,
-        Index(
-            dataset=manifest.name,
-            fingerprint=hashlib.sha256("".join(s.sha256 for s in shards).encode()).hexdigest(),
-            labels=manifest.labels,
-            fps=manifest.fps,
-            parameters={**landmarks, **parameters["shards"]},
-            failures={split: dict(sorted(kinds.items())) for split, kinds in failures.items()},
-            shards=tuple(shards),
-            offsets=offsets,
-        ),
+    return Index(
+        dataset=manifest.name,
+        fingerprint=hashlib.sha256("".join(s.sha256 for s in shards).encode()).hexdigest(),
+        labels=manifest.labels,
+        fps=manifest.fps,
+        parameters={**landmarks, **parameters["shards"]},
+        failures={split: dict(sorted(kinds.items())) for split, kinds in failures.items()},
+        shards=tuple(shards),
+        offsets={},
     )

@@ -7,6 +7,7 @@ noise. What a clip shows depends on (seed, word, split, number) alone.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,19 +44,27 @@ def make_sample(out: Path, *, clips: int = 240, seed: int = 0, workers: int = 1)
     OUT/WORD/{train,val,test}/WORD_00001.mp4, 256x256 H.264 at 25 fps, 29 frames, each with LRW's .txt. Returns
     the number of clips. Raises ValueError for fewer than 30, and where `out` holds videos of another corpus.
     """
-    from joblib import Parallel, delayed
     from tqdm import tqdm
+
+    from lipprep.pipeline.pool import WorkerDied, pool, run_all
 
     if clips < MIN_CLIPS:
         raise ValueError(f"{clips} clips are too few: {MIN_CLIPS} give every split of the {len(WORDS)} words one")
     jobs = _shares(clips)
     if strangers := {*Path(out).rglob("*.mp4")} - {_video(Path(out), *job) for job in jobs}:
         raise ValueError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
-    pool = Parallel(n_jobs=workers, return_as="generator_unordered")
-    done = pool(delayed(write_clip)(Path(out), seed, *job) for job in jobs)
-    for _ in tqdm(done, total=len(jobs), desc="sample", unit="clip"):
-        pass
+    try:
+        with pool(workers) as executor, tqdm(total=len(jobs), desc="sample", unit="clip") as bar:
+            for _, done in run_all(executor, partial(_write, out.absolute(), seed), jobs, ahead=2 * workers):
+                done.result()
+                bar.update()
+    except WorkerDied as death:
+        raise ValueError(f"a worker process was killed ({death}): run `lipprep sample` again") from death
     return len(jobs)
+
+
+def _write(out: Path, seed: int, job: tuple[str, str, int]) -> None:
+    write_clip(out, seed, *job)
 
 
 def _shares(clips: int) -> list[tuple[str, str, int]]:
