@@ -4,6 +4,7 @@ Both sides of every ratio are timed in the same run, in turn, in this one proces
 of the ratios. Nothing else should be running.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,9 +12,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import av
 import click
@@ -21,6 +24,7 @@ import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
+from lipprep.pipeline import chunk
 from lipprep.pipeline.chunk import run_job
 from lipprep.pipeline.manifest import load_manifest, save_manifest
 from lipprep.pipeline.options import cores
@@ -29,6 +33,7 @@ from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.sample import make_sample
 from lipprep.pipeline.sources import lrw, make_manifest
 from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.shard import writer
 
 BUILD = Path("build/bench")
 ROUNDS = 5
@@ -65,6 +70,59 @@ def run_stage_here(stage: str, manifest_path: Path, work: Path, wanted: Wanted) 
     chunks = [c for c in survey(manifest, layout, wanted) if c.stage == stage]
     for job in make_jobs(stage, manifest, layout, wanted, chunks):
         run_job(job)
+
+
+class _NoJournal:
+    """Stands in for the journal where its cost is left out."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> "_NoJournal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def working(self, *_: object) -> None:
+        pass
+
+    def done(self, *_: object) -> None:
+        pass
+
+
+class _NoHash:
+    """Stands in for sha256 where its cost is left out."""
+
+    def update(self, _: bytes) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+@contextlib.contextmanager
+def without_safety() -> Iterator[None]:
+    """Leave out records, journals, hashing and fsync: what the promises cost is the difference."""
+
+    def publish(tar: writer.TarWriter, header: dict, _: object) -> dict:
+        tar.close()
+        tar.publish()
+        return header
+
+    with contextlib.ExitStack() as patches:
+        for module, name, stand_in in (
+            (chunk, "commit", publish),
+            (chunk, "Journal", _NoJournal),
+            (chunk, "_crc32", lambda _: 0),
+            (chunk, "digest", lambda _: ""),
+            (chunk, "file_digest", lambda tar: chunk.read_header(tar)["tar"]["sha256"]),
+            (writer, "sync", lambda file: file.flush()),
+            (writer, "fsync_folder", lambda _: None),
+            (writer, "hashlib", SimpleNamespace(sha256=_NoHash)),
+        ):
+            patches.enter_context(mock.patch.object(module, name, stand_in))
+        yield
 
 
 def peak_memory(stage: str, manifest_path: Path, work: Path) -> float:
@@ -149,6 +207,19 @@ def main(clips: int, rounds: int, as_json: bool) -> None:
     figure("crop stage / decoding", ratio, 1.5, "x", f"{1e3 * upper:.1f} ms / {1e3 * lower:.1f} ms a clip")
     if lower < 0.005 and not as_json:
         click.echo("    (these clips decode in under 5 ms: the ratio says little)")
+
+    def unsafe_crops() -> float:
+        with without_safety():
+            return stage("crops")
+
+    lower, upper, ratio = ratios(rounds, unsafe_crops, lambda: stage("crops"))
+    figure(
+        "crop stage / without records, hashes, fsync",
+        ratio,
+        1.03,
+        "x",
+        f"{1e3 * upper:.1f} ms / {1e3 * lower:.1f} ms a clip",
+    )
     lower, upper, ratio = ratios(rounds, decoding_and_mesh, lambda: stage("landmarks"))
     figure(
         "landmark stage / (decoding + 30 mesh)", ratio, 1.5, "x", f"{1e3 * upper:.1f} ms / {1e3 * lower:.1f} ms a clip"

@@ -4,15 +4,17 @@ Beside the unfinished tar stands its journal: a line before the clips of a video
 every clip that is in the tar or has failed, and, where the process ends itself, what Python knew at that moment.
 """
 
-import contextlib
 import faulthandler
 import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lipprep.pipeline.records import record_path
 from lipprep.stages.atomic import Output, abandon, temporary_path, temporary_paths
+
+_SLACK = 1.1
 
 
 class Journal:
@@ -21,22 +23,25 @@ class Journal:
     def __init__(self, tar: Path, attempt: str) -> None:
         self.path = temporary_path(record_path(tar), attempt)
         self._file = Output(self.path)
+        self._until = 0.0
         # A fault in a codec is told here, not on the user's terminal.
         faulthandler.enable(self._file)
 
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
-    @contextlib.contextmanager
-    def working(self, keys: Sequence[str], timeout: float) -> Iterator[None]:
-        """Say that the clips `keys` are worked on; after `timeout` seconds the process ends, whatever holds it."""
+    def working(self, keys: Sequence[str], timeout: float) -> None:
+        """Say that the clips `keys` are worked on.
+
+        After `timeout` seconds, or up to a tenth more, the process ends, whatever holds it.
+        """
         self._write({"working": list(keys)})
-        # A thread of C: it needs neither Python's lock nor the cooperation of what hangs.
-        faulthandler.dump_traceback_later(timeout, exit=True, file=self._file)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        now = time.monotonic()
+        if not timeout <= self._until - now <= _SLACK * timeout:
+            # A thread of C: it needs neither Python's lock nor the cooperation of what hangs. To start one for every
+            # clip would cost more than all the rest of the journal.
+            faulthandler.dump_traceback_later(_SLACK * timeout, exit=True, file=self._file)
+            self._until = now + _SLACK * timeout
 
     def done(self, entry: dict) -> None:
         """Say what became of one clip. Its members are in the tar."""
@@ -46,6 +51,7 @@ class Journal:
         return self
 
     def __exit__(self, *_) -> None:
+        faulthandler.cancel_dump_traceback_later()
         faulthandler.disable()  # its file's number will be another file's
         abandon(self._file)
         self.path.unlink(missing_ok=True)

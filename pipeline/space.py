@@ -93,7 +93,7 @@ def disk_trouble(error: OSError, folder: Path, needed: int, chunks: int) -> str 
     if error.errno not in _REMEDY:
         return None
     return (
-        f"{error.filename or folder}: {error.strerror}. {chunks} chunks are still to be made, which takes about "
+        f"{folder}: {error.strerror}. {chunks} chunks are still to be made, which takes about "
         f"{size(needed)}; {size(free_bytes(folder))} are free. What is done is kept: {_REMEDY[error.errno]}, then run "
         "the same command again to go on"
     )

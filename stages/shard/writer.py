@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lipprep.stages.atomic import Output, abandon, fsync_folder, sync, temporary_path
 
+_COPY = 1 << 22  # bytes
+
 
 class _Hashing:
     """A file that hashes what is written to it, so that a tar need not be read again for its sha256."""
@@ -50,7 +52,8 @@ class TarWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = temporary_path(self.path, tag or os.getpid())
         self._file = _Hashing(self._temporary)
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        # Whole members at a time, not 16 kB.
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, copybufsize=_COPY)  # noqa: SIM115
         self.bytes = 0
         self.sha256 = ""
 
