@@ -61,18 +61,36 @@ def leave_if_orphaned() -> None:
 
 
 @contextlib.contextmanager
+def _unheard_interrupt() -> Iterator[None]:
+    """Let processes be born deaf to Ctrl-C, which a terminal sends to them too; here it is answered afterwards."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a mask alone does not outlive a child's imports
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
     """An executor of `workers` processes; where the block is left by an exception they are killed at once."""
     from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.backend import resource_tracker
 
+    resource_tracker.ensure_running()  # which lets interrupts through when it starts
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    executor = get_reusable_executor(
-        max_workers=workers,
-        timeout=_IDLE,
-        initializer=_begin,
-        initargs=(os.getpid(),),
-        env={name: os.environ.get(name, threads) for name in _THREADS},
-    )
+    with _unheard_interrupt():
+        executor = get_reusable_executor(
+            max_workers=workers,
+            timeout=_IDLE,
+            initializer=_begin,
+            initargs=(os.getpid(),),
+            env={name: os.environ.get(name, threads) for name in _THREADS},
+        )
     try:
         yield executor
     except BaseException:
@@ -86,15 +104,20 @@ def run_all(
     """Each task with its future as it is done, `ahead` of them submitted at a time. Raises WorkerDied."""
     tasks = iter(tasks)
     waiting: dict[Future, Any] = {}
+
+    def submit(task: Any) -> None:
+        with _unheard_interrupt():  # here processes are started
+            waiting[executor.submit(function, task)] = task
+
     try:
         for task in islice(tasks, ahead):
-            waiting[executor.submit(function, task)] = task
+            submit(task)
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 if isinstance(error := future.exception(), BrokenExecutor):
                     raise error
                 yield waiting.pop(future), future
                 for task in islice(tasks, 1):
-                    waiting[executor.submit(function, task)] = task
+                    submit(task)
     except BrokenExecutor as error:
         raise WorkerDied(error) from error
