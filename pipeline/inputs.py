@@ -83,7 +83,7 @@ def source_content(root: Path, video: str, archive: str | None, known: Iterable[
     if found is None:
         return None
     for source in known:
-        if without_content(source) == found:
+        if without_content(source) == found and source["sha256"] is not None:
             return source
     for name, path in source_files(root, video, archive).items():
         part = found if name == "video" else found[name]
