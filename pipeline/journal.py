@@ -17,11 +17,19 @@ from lipprep.stages.atomic import Output, abandon, temporary_path, temporary_pat
 _SLACK = 1.1
 
 
+def _journal(tar: Path) -> Path:
+    return tar.with_suffix(".journal")
+
+
+def _path(tar: Path, attempt: str) -> Path:
+    return temporary_path(_journal(tar), attempt)
+
+
 class Journal:
     """The journal of one attempt at a chunk. It goes when the attempt ends, but not when it is killed."""
 
     def __init__(self, tar: Path, attempt: str) -> None:
-        self.path = temporary_path(record_path(tar), attempt)
+        self.path = _path(tar, attempt)
         self._file = Output(self.path)
         self._until = 0.0
         # A fault in a codec is told here, not on the user's terminal.
@@ -79,22 +87,23 @@ class Attempt:
 def read_attempt(tar: Path, attempt: str) -> Attempt | None:
     """What the attempt at `tar` has left behind; None where it left no journal."""
     try:
-        lines = temporary_path(record_path(tar), attempt).read_bytes().splitlines(keepends=True)
+        lines = _path(tar, attempt).read_bytes().splitlines(keepends=True)
     except OSError:
         return None
     entries, working = [], None
     for number, text in enumerate(lines):
         try:
             line = json.loads(text)
-        except ValueError:  # cut short, or no line of ours
+            if "working" in line:
+                working = line["working"]
+            else:
+                key, _ = line["key"], line["inputs"]
+                entries.append(line)
+                if working and key == working[-1]:
+                    working = None
+        except (ValueError, KeyError, TypeError):  # cut short, or no line of ours
             last_words = b"".join(lines[number:]).decode(errors="replace")
             break
-        if "working" in line:
-            working = line["working"]
-        else:
-            entries.append(line)
-            if working and line["key"] == working[-1]:
-                working = None
     else:
         last_words = ""
     return Attempt(temporary_path(tar, attempt), entries, working, last_words)
@@ -102,11 +111,12 @@ def read_attempt(tar: Path, attempt: str) -> Attempt | None:
 
 def attempts(tar: Path) -> list[Attempt]:
     """All attempts at `tar` that were killed, or are still at work."""
-    tags = [path.name.split(".")[-2] for path in temporary_paths(record_path(tar))]
+    tags = [path.name.split(".")[-2] for path in temporary_paths(_journal(tar))]
     return [found for tag in tags if (found := read_attempt(tar, tag)) is not None]
 
 
 def clear_attempts(tar: Path) -> None:
     """Remove what killed attempts at `tar` have left behind."""
-    for path in [*temporary_paths(tar), *temporary_paths(record_path(tar))]:
-        path.unlink(missing_ok=True)
+    for whole in (tar, _journal(tar), record_path(tar)):
+        for path in temporary_paths(whole):
+            path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -14,12 +13,13 @@ from tqdm import tqdm
 
 from lipprep.pipeline.accounts import Report, close_accounts
 from lipprep.pipeline.inputs import archive_name
+from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.moved import Moved, drop
 from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
 from lipprep.pipeline.records import read_entries, read_header, record_path
-from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, size
+from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import supervise
 from lipprep.pipeline.wanted import Wanted
 
@@ -89,71 +89,78 @@ def run_stage(
 
     `retry` names the class of failed clips to try again ("": all). `deep` compares the videos' contents, not
     their sizes and times alone. `replace` lets another corpus's artefacts go. Raises ValueError where the stage
-    before is not done, its output is damaged, a disk is full, or worker processes die again and again.
+    before is not done, its output is damaged, a disk is full, worker processes die again and again, or another
+    run is at work in the same folder.
     """
-    began = time.perf_counter()
     check_root(manifest)
+    began = time.perf_counter()
+    with alone_in(folder := layout.folder(stage)):
+        mine, stored = _survey(stage, manifest, layout, wanted, deep)
+        pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
+        again = {c.tar for c in pending}
+        fresh = {c.tar.name for c in mine if c.tar not in again}
+        moved = Moved(folder, fresh, pending, manifest, replace=replace)
+        if stage == "shards" and pending:
+            # From here to the end the folder holds old and new shards: no index may call them one set.
+            (layout.out / "index.json").unlink(missing_ok=True)
+
+        def room() -> int:
+            return needed_bytes(stage, manifest, wanted, mine, [c for c in pending if c.tar not in made], workers)
+
+        made: dict[Path, dict] = {}
+        if pending and room() > free_bytes(folder):
+            warn_of_space(folder, room())
+        with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
+
+            def done(tar: Path, header: dict) -> None:
+                if made.setdefault(tar, header) is header:
+                    bar.update(header["planned"])
+                moved.done(tar)
+
+            jobs = make_jobs(
+                stage,
+                manifest,
+                layout,
+                wanted,
+                pending,
+                stored_crops=stored,
+                moved=moved,
+                persons=persons,
+                device=device,
+                retry=retry,
+                clip_timeout=clip_timeout,
+                deep=deep,
+            )
+            try:
+                supervise(list(jobs), workers=workers, done=done)
+            except OSError as error:
+                if (message := disk_trouble(error, folder, room(), len(pending) - len(made))) is None:
+                    raise
+                raise ValueError(message) from error
+        moved.close()
+        if stage != "shards":
+            _drop_orphans(folder, {c.tar.name for c in mine})
+        return close_accounts(stage, manifest, mine, list(made.values()), time.perf_counter() - began)
+
+
+def _survey(
+    stage: str, manifest: Manifest, layout: Layout, wanted: Wanted, deep: bool
+) -> tuple[list[Chunk], set[tuple[str, int]]]:
+    """The chunks of `stage`, and the places whose crops are stored and fresh.
+
+    Raises ValueError where the chunks that it is made from are not all there.
+    """
     above = upstream(stage, wanted)
     needed = {stage, above, "crops" if stage == "shards" else stage}
     chunks = survey(manifest, layout, wanted, tuple(s for s in STAGES if s in needed), deep=deep)
-    mine = [c for c in chunks if c.stage == stage]
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
+        why = f" ({absent[0].reason})" if absent[0].reason else ""
         raise ValueError(
-            f"{len(absent)} of {len(mine)} chunks of {above} are {absent[0].state}"
-            f"{f' ({absent[0].reason})' if absent[0].reason else ''}: run `lipprep {above}"
+            f"{len(absent)} chunks of {above} are {absent[0].state}{why}: run `lipprep {above}"
             f"{' --deep' if deep else ''}` first"
         )
-    stored = set()
-    if stage == "shards":
-        stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
-    pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
-    folder = layout.folder(stage)
-    again = {c.tar.name for c in pending}
-    moved = Moved(folder, {c.tar.name for c in mine} - again, pending, manifest, replace=replace)
-    if stage == "shards" and pending:
-        # From here to the end the folder holds old and new shards: no index may call them one set.
-        (layout.out / "index.json").unlink(missing_ok=True)
-    if pending and (room := needed_bytes(stage, manifest, wanted, mine, pending, workers)) > free_bytes(folder):
-        tqdm.write(
-            f"warning: about {size(room)} will be written to {folder}, where {size(free_bytes(folder))} are free: "
-            "when the disk is full the run stops, and goes on when it is run again",
-            file=sys.stderr,
-        )
-    made: dict[Path, dict] = {}
-    todo = {c.tar: c for c in pending}
-    with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
-
-        def done(tar: Path, header: dict) -> None:
-            if made.setdefault(tar, header) is header:
-                bar.update(header["planned"])
-            todo.pop(tar, None)
-            moved.done(tar)
-
-        jobs = make_jobs(
-            stage,
-            manifest,
-            layout,
-            wanted,
-            pending,
-            stored_crops=stored,
-            moved=moved,
-            persons=persons,
-            device=device,
-            retry=retry,
-            clip_timeout=clip_timeout,
-            deep=deep,
-        )
-        try:
-            supervise(list(jobs), workers=workers, done=done)
-        except OSError as error:
-            room = needed_bytes(stage, manifest, wanted, mine, list(todo.values()), workers)
-            if (message := disk_trouble(error, folder, room, len(todo))) is None:
-                raise
-            raise ValueError(message) from error
-    moved.close()
-    if stage != "shards":
-        _drop_orphans(folder, {c.tar.name for c in mine})
-    return close_accounts(stage, manifest, mine, list(made.values()), time.perf_counter() - began)
+    stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
+    return [c for c in chunks if c.stage == stage], stored if stage == "shards" else set()
 
 
 def check_root(manifest: Manifest) -> None:

@@ -2,8 +2,11 @@
 
 import errno
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk
@@ -65,6 +68,15 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def warn_of_space(folder: Path, needed: int) -> None:
+    """Say that `needed` bytes will not fit; the run may be meant to fill what there is."""
+    tqdm.write(
+        f"warning: about {size(needed)} will be written to {folder}, where {size(free_bytes(folder))} are free: when the "
+        "disk is full the run stops, and goes on when it is run again",
+        file=sys.stderr,
+    )
 
 
 def size(count: float) -> str:

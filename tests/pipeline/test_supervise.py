@@ -262,10 +262,22 @@ def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
             json.dumps({"working": [e["key"]]}).encode() + b"\n" + json.dumps(e).encode() + b"\n" for e in lines
         )
         (folder / ".train-00000.tar.abc.tmp").write_bytes(whole[: tar_end or None])
-        (folder / ".train-00000.jsonl.abc.tmp").write_bytes(journal[: journal_end or None])
+        (folder / ".train-00000.journal.abc.tmp").write_bytes(journal[: journal_end or None])
+        (folder / ".train-00000.jsonl.1.tmp").write_text('{"lipprep_record": 2}\n')  # it died as it committed
         assert len(attempts(tar)) == 1
         figures = json.loads(lipprep("landmarks", "-j", 1, "--json").stdout)
         assert tar.read_bytes() == whole and not strays()
         assert figures["clips_made"] == len(lines)
         if tar_end == 0:
             assert figures["clips_computed"] == 0
+
+
+@POSIX
+def test_two_runs_do_not_work_in_one_folder(chain, lipprep):
+    from lipprep.pipeline.lock import alone_in
+
+    chain(stages=("landmarks",))
+    with alone_in(Path("shards")):
+        message = lipprep("shards", "-j", 1, code=1).stderr
+        assert f"another run (process {os.getpid()}) is at work in" in message
+    lipprep("shards", "-j", 1)
