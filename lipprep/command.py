@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import click
 
+from lipprep.stages.atomic import disk_remedy
+
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
 
@@ -41,6 +43,8 @@ class Command(click.Command):
                 return super().invoke(ctx)
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            if remedy := disk_remedy(error):
+                named += f". What is done is kept: {remedy}, then run the same command again"
             raise click.ClickException(named) from error
         except ValueError as error:
             raise click.ClickException(str(error)) from error

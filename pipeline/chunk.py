@@ -18,9 +18,8 @@ import numpy as np
 
 from lipprep.pipeline.inputs import content, digest, file_digest, source_content
 from lipprep.pipeline.journal import Journal, attempts, clear_attempts
-from lipprep.pipeline.make import GROUP, LANDMARKS, MOUTH, Job, Made, failed, pack, reason, span
+from lipprep.pipeline.make import GROUP, LANDMARKS, MOUTH, Job, Made, failed, pack, reason, sample_json, span
 from lipprep.pipeline.manifest import Clip, groups
-from lipprep.pipeline.plan import ROW_FIELDS
 from lipprep.pipeline.pool import leave_if_orphaned
 from lipprep.pipeline.records import commit, read_entries, read_header, uncommit
 from lipprep.stages.shard.codec import npy_array
@@ -190,17 +189,21 @@ def _video_entries(
         found = stock.reuse(clip.key, inputs)
         if found is None:
             wanting.append((clip, inputs, mine))
-        else:
-            ready[clip.key] = ({**found[0], "source": mine}, found[1], False)
+            continue
+        entry, members = found
+        if job.stage == "shards" and members:  # a label or a word's time may have been corrected
+            members["json"] = sample_json(clip, entry["figures"]["num_frames"])
+            entry = {**entry, "crc32": _crc32(members)}
+        ready[clip.key] = ({**entry, "source": mine}, members, False)
     if wanting:
         ready |= _make(job, video, clips, wanting, landmarks, crops)
     return ready
 
 
 def _inputs(job: Job, clip: Clip, whole: tuple, landmarks: _Above | None, source: dict | None) -> str:
-    """A digest of all that the clip's output depends on."""
+    """A digest of all that the clip's output depends on, but for what a shard says of it beside its crops."""
     parts = [job.stage, job.header["version"], job.parameters, job.fps]
-    parts += [[getattr(clip, name) for name in ROW_FIELDS[job.stage]], content(source)]
+    parts += [clip.key, clip.video, clip.start, clip.num_frames, content(source)]
     if landmarks is None:
         # A tracked face depends on where in the video tracking began.
         parts.append(whole if job.stage == "landmarks" and clip.start is not None else None)

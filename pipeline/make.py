@@ -187,6 +187,11 @@ def pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
         extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
     except ValueError as error:
         return failed("too_long", str(error))
+    return Made({extension: payload, "json": sample_json(clip, len(mouth))}, figures)
+
+
+def sample_json(clip: Clip, num_frames: int) -> bytes:
+    """What a shard says of a clip beside its crops."""
     sample = {
         "label": clip.label,
         "word": clip.word,
@@ -194,10 +199,10 @@ def pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
         "word_end": clip.word_end,
         "duration": clip.duration,
         "speaker": clip.speaker,
-        "num_frames": len(mouth),
+        "num_frames": num_frames,
         "split": clip.split,
     }
-    return Made({extension: payload, "json": json.dumps(sample).encode()}, figures)
+    return json.dumps(sample).encode()
 
 
 def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[Made]:

@@ -1,6 +1,5 @@
 """The room that a stage needs on its disk: estimated before it starts, and told when a disk is full."""
 
-import errno
 import shutil
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.failures import ClipFailure
 
 _MEMBER = 1024  # bytes of a tar's header and padding, on average
@@ -73,8 +73,8 @@ def free_bytes(folder: Path) -> int:
 def warn_of_space(folder: Path, needed: int) -> None:
     """Say that `needed` bytes will not fit; the run may be meant to fill what there is."""
     tqdm.write(
-        f"warning: about {size(needed)} will be written to {folder}, where {size(free_bytes(folder))} are free: when the "
-        "disk is full the run stops, and goes on when it is run again",
+        f"warning: about {size(needed)} will be written to {folder}, where {size(free_bytes(folder))} are free: when "
+        "the disk is full the run stops, and goes on when it is run again",
         file=sys.stderr,
     )
 
@@ -91,21 +91,12 @@ def size(count: float) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
-_REMEDY = {
-    errno.ENOSPC: "make room",
-    getattr(errno, "EDQUOT", errno.ENOSPC): "make room within the quota",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or take a file system without one",
-    errno.EROFS: "make it writable",
-    errno.EIO: "see to the disk",
-}
-
-
 def disk_trouble(error: OSError, folder: Path, needed: int, chunks: int) -> str | None:
     """What to tell of a disk that does not take what is written; None for another error."""
-    if error.errno not in _REMEDY:
+    if (remedy := disk_remedy(error)) is None:
         return None
     return (
         f"{folder}: {error.strerror}. {chunks} chunks are still to be made, which takes about "
-        f"{size(needed)}; {size(free_bytes(folder))} are free. What is done is kept: {_REMEDY[error.errno]}, then run "
+        f"{size(needed)}; {size(free_bytes(folder))} are free. What is done is kept: {remedy}, then run "
         "the same command again to go on"
     )

@@ -1,11 +1,26 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+
+_REMEDY = {
+    errno.ENOSPC: "make room",
+    getattr(errno, "EDQUOT", errno.ENOSPC): "make room within the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or take a file system without one",
+    errno.EROFS: "make it writable",
+    errno.EIO: "see to the disk",
+}
+
+
+def disk_remedy(error: OSError) -> str | None:
+    """What to do where a disk does not take what is written; None for another error."""
+    return _REMEDY.get(error.errno)
 
 
 class Output(io.FileIO):
