@@ -13,6 +13,7 @@ import click
 from lipprep.command import CONTEXT, Command
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
+from lipprep.pipeline.cli_verify import verify
 from lipprep.pipeline.options import (
     FILE,
     FOLDER,
@@ -334,7 +335,7 @@ def main() -> None:
     """The commands that make a data set (all of them: lipprep --help)."""
 
 
-for _command in (sample, manifest, landmarks, crops, shards, status, failures):
+for _command in (sample, manifest, landmarks, crops, shards, status, failures, verify):
     main.add_command(_command)
 
 if __name__ == "__main__":

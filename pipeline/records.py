@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from lipprep.stages.atomic import fsync_folder, replacing
 from lipprep.stages.shard.writer import TarWriter
 
 RECORD_VERSION = 2
+_LONGEST = 1 << 24  # bytes of a header; a line without an end takes no more memory
 # Other versions of these may give other bytes for the same clip.
 _PACKAGES = ("ai-edge-litert", "av", "numpy", "opencv-python")
 
@@ -91,24 +93,38 @@ def root_class(entry: dict) -> str:
     return entry["upstream"]["class"] if entry["class"] == "upstream" else entry["class"]
 
 
-def _valid(line: bytes, tar: Path) -> dict | None:
-    """The header in a record's first line, if it is sound and record and tar both have the sizes that it says."""
+def unseal(line: bytes) -> dict | None:
+    """The header in a record's first line, without its digest; None where the two do not agree."""
     try:
         header = json.loads(line)
         del header["check"]
-        if _sealed(header) != line or header["lipprep_record"] != RECORD_VERSION:
-            return None
+        return header if _sealed(header) == line and header["lipprep_record"] == RECORD_VERSION else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _valid(line: bytes, tar: Path) -> dict | None:
+    """The header in a record's first line, if it is sound and record and tar both have the sizes that it says."""
+    header = unseal(line)
+    try:
         whole = len(line) + header["entries"]["bytes"] == record_path(tar).stat().st_size
         return header if whole and tar.stat().st_size == header["tar"]["bytes"] else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, KeyError, TypeError):
         return None
+
+
+def _open(tar: Path) -> BinaryIO:
+    path = record_path(tar)
+    if not path.is_file():  # a pipe of that name would hang
+        raise FileNotFoundError(path)
+    return path.open("rb")
 
 
 def read_header(tar: Path) -> dict | None:
     """The header of the record of `tar`; None where the two are not committed together."""
     try:
-        with record_path(tar).open("rb") as file:
-            return _valid(file.readline(), tar)
+        with _open(tar) as file:
+            return _valid(file.readline(_LONGEST), tar)
     except OSError:
         return None
 
@@ -116,8 +132,8 @@ def read_header(tar: Path) -> dict | None:
 def read_entries(tar: Path) -> list[dict]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
     try:
-        with record_path(tar).open("rb") as file:
-            header = _valid(file.readline(), tar)
+        with _open(tar) as file:
+            header = _valid(file.readline(_LONGEST), tar)
             if header is None:
                 return []
             lines = file.read()

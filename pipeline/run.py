@@ -18,7 +18,7 @@ from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.moved import Moved, drop
 from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
-from lipprep.pipeline.records import read_entries, read_header, record_path
+from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
 from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import supervise
 from lipprep.pipeline.wanted import Wanted
@@ -209,7 +209,10 @@ def check_out(manifest: Manifest, out: Path) -> None:
 
 
 def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
-    """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its."""
+    """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its.
+
+    Raises ValueError where a record was damaged: its shard must be made again.
+    """
     from lipprep.stages.shard.index import load_index, save_index
 
     index = _describe(manifest, layout, wanted)
@@ -221,7 +224,9 @@ def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     for shard in index.shards:
         tar = layout.out / shard.name
         starts = [e["offset"] for e in read_entries(tar) if e["status"] == "ok"]
-        assert len(starts) == shard.samples, tar
+        if len(starts) != shard.samples:
+            uncommit(tar)
+            raise ValueError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
         offsets[shard.name] = [*starts, read_header(tar)["end"]]
     save_index(layout.out, dataclasses.replace(index, offsets=offsets))
 
@@ -243,7 +248,7 @@ def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
     landmarks = {k: v for k, v in parameters["landmarks"].items() if k != "archive"}
     if not upstream("shards", wanted):
         landmarks = {}
-    elif wanted.mean_face is not None:
+    elif wanted.mean_face is not None and "mean_face" in parameters["shards"]:
         # The points themselves: whoever has weights trained on these crops must be able to cut others like them.
         parameters["shards"]["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
     return Index(

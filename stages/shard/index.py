@@ -10,7 +10,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,6 +120,26 @@ def load_index(folder: Path) -> Index:
     of another size than the index says, or the index points outside the folder or a shard.
     """
     folder = Path(folder)
+    index, sha256 = read_index(folder)
+    offsets = read_offsets(folder, index.shards, sha256)
+    for shard in index.shards:
+        tar = folder / shard.name
+        if not tar.is_file():
+            raise ValueError(f"shard {tar} is missing: run `lipprep shards -o {folder}` again")
+        if (size := tar.stat().st_size) != shard.bytes:
+            raise ValueError(
+                f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
+                f"run): run `lipprep shards -o {folder}` again"
+            )
+    return dataclasses.replace(index, offsets=offsets)
+
+
+def read_index(folder: Path) -> tuple[Index, str]:
+    """What index.json says, without the offsets, and the sha256 that index.npz must have.
+
+    Raises ValueError where there is none, or it is of an unknown version or damaged. No shard is looked at.
+    """
+    folder = Path(folder)
     path = folder / "index.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no index.json: `lipprep shards -o {folder}` makes the shards and their index")
@@ -136,6 +156,8 @@ def load_index(folder: Path) -> Index:
         shards = tuple(Shard(**s) for s in plain.pop("shards"))
         for shard in shards:
             _check_shard(shard)
+        if len({s.name for s in shards}) < len(shards):
+            raise ValueError("it has a shard twice")
         index = Index(**{**plain, "labels": tuple(plain["labels"])}, shards=shards, offsets={})
         check_parameters(index.parameters, index.fps)
         if not all(isinstance(text, str) for text in (index.dataset, index.fingerprint)):
@@ -144,32 +166,31 @@ def load_index(folder: Path) -> Index:
             raise ValueError("its failures are no numbers of clips")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
+    return index, of_offsets
+
+
+def read_offsets(folder: Path, shards: Sequence[Shard], sha256: str) -> dict[str, np.ndarray]:
+    """The offsets (samples + 1,) int64 of each of `shards`, by its name, from index.npz.
+
+    Raises ValueError where the file is missing, has another sha256, or does not fit the shards.
+    """
+    path = Path(folder) / "index.npz"
+    again = f"run `lipprep shards -o {folder}` again"
     try:
-        offsets = _load_offsets(folder / "index.npz", of_offsets, shards)
+        offsets = _load_offsets(path, sha256, shards)
     except Exception as error:  # a damaged or hostile zip raises whatever its reader trips over
-        raise ValueError(
-            f"{folder / 'index.npz'} is damaged ({error}): run `lipprep shards -o {folder}` again"
-        ) from error
+        raise ValueError(f"{path} is damaged ({error}): {again}") from error
     for shard in shards:
-        tar = folder / shard.name
-        if not tar.is_file():
-            raise ValueError(f"shard {tar} is missing: run `lipprep shards -o {folder}` again")
-        if (size := tar.stat().st_size) != shard.bytes:
-            raise ValueError(
-                f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
-                f"run): run `lipprep shards -o {folder}` again"
-            )
         starts = offsets[shard.name]
         fits = starts.shape == (shard.samples + 1,) and starts.dtype == np.int64
         if not fits or starts[0] < 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] > shard.bytes:
-            raise ValueError(
-                f"the offsets of {shard.name} in {folder / 'index.npz'} do not fit index.json: "
-                f"run `lipprep shards -o {folder}` again"
-            )
-    return dataclasses.replace(index, offsets=offsets)
+            raise ValueError(f"the offsets of {shard.name} in {path} do not fit index.json: {again}")
+    return offsets
 
 
-def _load_offsets(path: Path, sha256: str, shards: tuple[Shard, ...]) -> dict[str, np.ndarray]:
+def _load_offsets(path: Path, sha256: str, shards: Sequence[Shard]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ValueError("it is missing, or no file")
     sizes = {f"{s.name}.npy": 8 * (s.samples + 1) for s in shards}
     if path.stat().st_size > sum(sizes.values()) + 2048 * (len(sizes) + 1):
         raise ValueError("it is larger than the offsets of these shards")
@@ -186,9 +207,11 @@ def _load_offsets(path: Path, sha256: str, shards: tuple[Shard, ...]) -> dict[st
 
 def _check_shard(shard: Shard) -> None:
     name = shard.name
-    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+    plain = isinstance(name, str) and name.isascii() and name.isprintable()
+    if not plain or name in ("", ".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"{name!r} is no file name of a shard")
-    if not isinstance(shard.split, str) or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
+    told = all(isinstance(text, str) and text.isascii() for text in (shard.split, shard.sha256))
+    if not told or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
         raise ValueError(f"what it says of shard {name} is of a wrong form")
 
 

@@ -1,0 +1,390 @@
+"""`lipprep verify`: a folder of tars, their records and their index, held against each other.
+
+All that is wrong is found in one run: where the index is unusable, records are still held against tars, and where a
+record is, the tar against the index. Whatever lies in the folder, it ends in findings and never in an exception.
+"""
+
+import hashlib
+import json
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lipprep.pipeline.manifest import chunk_name
+from lipprep.pipeline.plan import STAGES
+from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk, read_record, shown
+from lipprep.stages.shard.index import SPLITS, Index, Shard, read_index, read_offsets
+
+LISTED = 20  # findings of a kind that are printed
+_MOST_CHUNKS = 100_000  # of a split: a name can hold any number
+_CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was read, and all that is wrong with it. `notes` say what is worth knowing and no fault."""
+
+    folder: str
+    stage: str
+    dataset: str | None
+    deep: bool
+    shards: int
+    clips: int
+    bytes: int
+    seconds: float
+    findings: list[Finding]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What lies in a folder, by name."""
+
+    path: Path
+    stage: str
+    tars: list[str]
+    records: list[str]  # the tars that they are of
+    leftovers: list[str]
+
+
+def _list(path: Path) -> _Folder:
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {shown(path)}: name the one that holds the shards")
+    names = sorted(entry.name for entry in path.iterdir())
+    hidden = [n for n in names if n.startswith(".")]
+    records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and _CHUNK.fullmatch(n[:-6])]
+    tars = [n for n in names if n.endswith(".tar") and n not in hidden]
+    leftovers = [n for n in hidden if n.endswith(".tmp")]
+    return _Folder(path, _stage(path, names, records), tars, records, leftovers)
+
+
+def _stage(path: Path, names: list[str], records: list[str]) -> str:
+    """The stage whose artefacts these are: its index, its first sound record, or the folder's name tells."""
+    if "index.json" not in names:
+        for name in records:
+            header, _ = read_record(path / name, Findings(""))
+            if header is not None and header["stage"] in STAGES:
+                return header["stage"]
+        if path.resolve().name in STAGES:
+            return path.resolve().name
+    return "shards"
+
+
+def verify(path: Path, *, deep: bool = False, workers: int = 1) -> Verified:
+    """Read every tar, record and index in the folder `path` once, on `workers`, and list what does not agree.
+
+    Raises ValueError where there is no such folder, or where a process of the deep look was killed.
+    """
+    began = time.perf_counter()
+    folder = _list(Path(path))
+    again = f"lipprep shards -o {shlex.quote(str(path))}" if folder.stage == "shards" else f"lipprep {folder.stage}"
+    findings = Findings(shown(again))
+    index = _read_index(folder, findings)
+    shards = {s.name: s for s in index.shards} if index else {}
+    chunks = _read_chunks(folder, shards, findings.again, index, deep, workers)
+    for chunk in chunks.values():
+        findings.listed += chunk.findings.listed
+        _check_tar(folder, chunk, shards, index is not None, findings)
+    if index is None:
+        _check_gaps(chunks, findings)
+    _check_keys(chunks, shards, findings)
+    notes = _check_headers(chunks, index, findings)
+    if index is not None:
+        _check_index(index, chunks, findings)
+    if deep:
+        from lipprep.pipeline.verify_deep import find_duplicates, find_leakage
+
+        find_duplicates(chunks.values(), findings)
+        find_leakage([(_split(c.name, shards), c) for c in chunks.values()], findings)
+    if folder.leftovers:
+        notes.append(
+            f"{len(folder.leftovers)} unfinished files of runs that were stopped, or of one at work "
+            f"(e.g. {shown(folder.leftovers[0])})"
+        )
+    read = [c for c in chunks.values() if c.bytes is not None]
+    names = Counter(c.header["dataset"] for c in read if c.header)
+    return Verified(
+        folder=shown(path),
+        stage=folder.stage,
+        dataset=index.dataset if index else next(iter(names), None),
+        deep=deep,
+        shards=len(read),
+        clips=sum(c.samples for c in read),
+        bytes=sum(c.bytes for c in read if c.sha256),
+        seconds=time.perf_counter() - began,
+        findings=sorted(findings.listed, key=lambda f: (f.file, f.kind)),
+        notes=notes,
+    )
+
+
+def _split(name: str, shards: dict[str, Shard]) -> str:
+    """The split that a tar's name says, or else the index."""
+    if match := _CHUNK.fullmatch(name.removesuffix(".tar")):
+        return match[1]
+    return shards[name].split if name in shards else ""
+
+
+def _read_index(folder: _Folder, findings: Findings) -> Index | None:
+    """The index, as far as it is usable; what is not is listed."""
+    if folder.stage != "shards" and (folder.tars or folder.records):
+        return None
+    path = folder.path / "index.json"
+    try:
+        index, sha256 = read_index(folder.path)
+    except (ValueError, OSError) as error:
+        if _size(path) is None and not folder.tars and not folder.records:
+            findings.add("empty", ".", f"{folder.path} holds neither tars nor records nor an index")
+        elif _size(path) is None:
+            findings.add("no_index", path.name, "the shards have no index: a run was stopped, or it was removed")
+        else:
+            cause = shown(error).removesuffix(f": run `lipprep shards -o {shown(folder.path)}` again")
+            findings.add("bad_index", path.name, cause, remove=[path.name])
+        return None
+    if _packed(text := path.read_text(encoding="utf-8")) != json.dumps(json.loads(text), separators=(",", ":")):
+        findings.add("bad_index", path.name, "it is not spelt as lipprep spells it", remove=[path.name])
+    try:
+        offsets = read_offsets(folder.path, index.shards, sha256)
+    except ValueError as error:
+        cause = shown(error).removesuffix(f": run `lipprep shards -o {shown(folder.path)}` again")
+        findings.add("bad_offsets", "index.npz", cause, remove=["index.npz"])
+        offsets = {}
+    return replace(index, offsets=offsets)
+
+
+def _packed(text: str) -> str:
+    """JSON without the white space between its tokens: spelling `e` as `E` in a number changes no value."""
+    return re.sub(r'("(?:[^"\\]|\\.)*")|\s+', lambda match: match[1] or "", text)
+
+
+def _size(path: Path) -> int | None:
+    """The size in bytes of what is there, None where nothing is; 0 where that cannot be told."""
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return 0
+
+
+def _read_chunks(
+    folder: _Folder, shards: dict[str, Shard], again: str, index: Index | None, deep: bool, workers: int
+) -> dict[str, Chunk]:
+    """Every tar that is there, or should be, with its record: read by threads, or decoded by processes."""
+    names = sorted({*folder.tars, *folder.records, *shards})
+    sizes = {n: _size(folder.path / n) or 0 for n in names}
+    # Absolute: worker processes stay in the folder that they were started in.
+    tasks = [(folder.path.absolute() / n, again, shards[n].bytes if n in shards else 0) for n in names]
+    workers = max(1, min(workers, len(names)))
+    if deep:
+        labels = index.labels if index else None
+        found = _look([(*task, folder.stage, _split(task[0].name, shards), labels) for task in tasks], workers)
+    else:
+        found = _read(tasks, workers)
+    chunks = {}
+    with tqdm(total=sum(sizes.values()), desc="verify", unit="B", unit_scale=True, disable=not names) as bar:
+        for chunk in found:
+            bar.update(sizes[chunk.name])
+            chunks[chunk.name] = chunk
+    return dict(sorted(chunks.items()))
+
+
+def _read(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
+    from joblib import Parallel, delayed
+
+    # Threads: hashing holds no lock of Python's.
+    pool = Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
+    yield from pool(delayed(read_chunk)(*task) for task in tasks)
+
+
+def _look(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
+    from lipprep.pipeline.pool import WorkerDied, pool, run_all
+    from lipprep.pipeline.verify_deep import Look, look
+
+    try:
+        with pool(workers) as executor:
+            for _, future in run_all(executor, look, [Look(*task) for task in tasks], ahead=2 * workers):
+                yield future.result()
+    except WorkerDied as error:
+        raise ValueError(
+            f"a worker process was killed ({error}: out of memory, or a fault in a codec): run it again with fewer "
+            "--workers, or without --deep, which decodes nothing"
+        ) from error
+
+
+def _check_tar(folder: _Folder, chunk: Chunk, shards: dict[str, Shard], indexed: bool, findings: Findings) -> None:
+    """Whether a tar is there, belongs there, and is the one that its record and the index were written for."""
+    name, shard = chunk.name, shards.get(chunk.name)
+    if chunk.bytes is None:
+        if _size(folder.path / name) is None:
+            stray = [chunk.record] if shard is None else []
+            findings.add("missing_tar", name, "the tar is missing", remove=stray)
+        return
+    if indexed and shard is None:
+        committed = "it has a record" if chunk.header else "it has no sound record either"
+        there = [n for n in (name, chunk.record) if _size(folder.path / n) is not None]
+        findings.add("unknown_tar", name, f"the index does not know the tar ({committed})", remove=there)
+    tar, record = (chunk.bytes, chunk.sha256), None
+    if chunk.header is not None:
+        record = (chunk.header["tar"]["bytes"], chunk.header["tar"]["sha256"])
+    known = shard and (shard.bytes, shard.sha256)
+    if record is not None and tar == known != record:
+        findings.add("other_record", chunk.record, f"the record is another tar's than {name}", remove=[chunk.record])
+    elif record is not None and tar == record and known not in (None, record):
+        message = "tar and record are others than the index was written for: of an older run, or of another"
+        findings.add("swapped", name, message, remove=[name])
+    elif (meant := record or known) is not None and tar != meant:
+        of = "its record" if record else "the index"
+        if tar[0] != meant[0]:
+            message = f"it has {tar[0]} bytes where {of} has {meant[0]}: cut short, or of another run"
+            findings.add("size", name, message, remove=[name])
+        else:
+            findings.add("checksum", name, f"its bytes are not those that {of} was written for", remove=[name])
+        if record and known not in (None, record):
+            message = f"the record is of another tar than the index has under the name {name}"
+            findings.add("other_record", chunk.record, message, remove=[chunk.record])
+
+
+def _check_gaps(chunks: dict[str, Chunk], findings: Findings) -> None:
+    """List what is missing between chunks without an index to tell: they are numbered without gaps."""
+    last: dict[str, int] = {}
+    for chunk in chunks.values():
+        match = _CHUNK.fullmatch(chunk.name.removesuffix(".tar"))
+        if match and chunk.header is not None:
+            last[match[1]] = max(int(match[2]), last.get(match[1], 0))
+    for split, number in last.items():
+        names = (f"{chunk_name(split, n)}.tar" for n in range(min(number, _MOST_CHUNKS)))
+        for name in names:
+            if name not in chunks:
+                findings.add("missing_tar", name, "the tar and its record are missing: numbers have no gaps")
+
+
+def _check_keys(chunks: dict[str, Chunk], shards: dict[str, Shard], findings: Findings) -> None:
+    """List clips that are in two tars, or twice in a record."""
+
+    def as_indexed(name: str) -> bool:
+        return name in shards and shards[name].sha256 == chunks[name].sha256
+
+    first: dict[str, str] = {}
+    for chunk in chunks.values():
+        for key in chunk.keys:
+            other = first.setdefault(key, chunk.name)
+            if other != chunk.name:
+                both = [other, chunk.name]
+                remove = [name for name in both if not as_indexed(name)] or both
+                findings.add("duplicate_key", chunk.name, f"the clip is in {other} too", key=key, remove=remove)
+        for key in [key for key, count in Counter(chunk.keys).items() if count > 1] if chunk.header else []:
+            findings.add("duplicate_key", chunk.record, "the record has the clip twice", key=key, remove=[chunk.record])
+
+
+def _settings(header: dict) -> dict:
+    """What must be the same for all chunks of a folder."""
+    parameters = dict(header["parameters"])
+    if "mean_face" in parameters:  # a digest here, its points in the index
+        parameters["another mean face"] = parameters.pop("mean_face") is not None
+    return {
+        "dataset": header["dataset"],
+        "stage": header["stage"],
+        "stage version": header.get("version"),
+        "fps": header.get("fps"),
+        **parameters,
+    }
+
+
+def _difference(here: dict, there: dict) -> str:
+    names = [n for n in {**there, **here} if here.get(n) != there.get(n)]
+    return ", ".join(f"{n} {here.get(n)} instead of {there.get(n)}" for n in names)
+
+
+def _check_headers(chunks: dict[str, Chunk], index: Index | None, findings: Findings) -> list[str]:
+    """List chunks that were made otherwise than the rest, or than the index says; note differing machines."""
+    headers = {c.name: c.header for c in chunks.values() if c.header is not None}
+    if not headers:
+        return []
+    settings = {name: _settings(header) for name, header in headers.items()}
+    counts = Counter(json.dumps(s, sort_keys=True) for s in settings.values())
+
+    def by_index(setting: dict) -> dict:
+        told = {"dataset": index.dataset, "stage": "shards", "fps": index.fps}
+        told["another mean face"] = index.parameters.get("mean_face") is not None
+        return {**setting, **{n: told.get(n, index.parameters.get(n)) for n in setting if n != "stage version"}}
+
+    common = [json.loads(text) for text, _ in counts.most_common()]
+    usual = next((s for s in common if index is not None and not _difference(s, by_index(s))), common[0])
+    for name, setting in settings.items():
+        if difference := _difference(setting, usual):
+            kind = "other_dataset" if setting["dataset"] != usual["dataset"] else "parameters"
+            message = f"made with other parameters than the rest: {difference}"
+            findings.add(kind, chunks[name].record, message, remove=[chunks[name].record])
+    if index is not None and (difference := _difference(by_index(usual), usual)):
+        kind = "other_dataset" if index.dataset != usual["dataset"] else "parameters"
+        message = f"the index has other parameters than the records: {difference}"
+        findings.add(kind, "index.json", message, remove=["index.json"])
+    machines = {json.dumps([h.get("cpu"), h.get("packages")], sort_keys=True) for h in headers.values()}
+    if len(machines) < 2:
+        return []
+    return [f"made on {len(machines)} kinds of CPU or sets of package versions: bytes may differ between those"]
+
+
+def _check_index(index: Index, chunks: dict[str, Chunk], findings: Findings) -> None:
+    """Hold what the index says of its shards against their records."""
+
+    def add(kind: str, message: str, file: str = "index.json") -> None:
+        findings.add(kind, file, message, remove=[file])
+
+    if index.fingerprint != hashlib.sha256("".join(s.sha256 for s in index.shards).encode()).hexdigest():
+        add("fingerprint", "its fingerprint is not that of its shards")
+    failures: dict[str, Counter] = {}
+    whole = True
+    for shard in index.shards:
+        split, chunk = _split(shard.name, {}), chunks[shard.name]
+        if split != shard.split:
+            add("wrong_split", f"it has {shard.name} in split {shard.split!r}")
+        failures.setdefault(shard.split, Counter()).update(chunk.failures)
+        own = chunk.header is not None and chunk.header["tar"]["sha256"] == shard.sha256
+        whole = whole and own
+        if not own:  # said already, and what follows from it need not be
+            continue
+        if shard.samples != chunk.samples:
+            add("counts", f"it has {shard.samples} clips in {shard.name}, the record {chunk.samples}")
+        elif index.offsets and not np.array_equal(index.offsets[shard.name], chunk.offsets):
+            add("offsets", f"its offsets of {shard.name} are not those of the record", "index.npz")
+    told = {split: dict(kinds) for split, kinds in index.failures.items() if kinds}
+    if whole and told != {split: dict(kinds) for split, kinds in failures.items() if kinds}:
+        add("failures", "its failed clips are not those of the records")
+
+
+def as_json(verified: Verified) -> dict:
+    """All of it in plain containers."""
+    kinds = dict(sorted(Counter(f.kind for f in verified.findings).items()))
+    return {**asdict(verified), "gb_per_second": verified.bytes / 1e9 / verified.seconds, "kinds": kinds}
+
+
+def summary(verified: Verified) -> str:
+    """The findings by kind, LISTED of each, and a line of what was read."""
+    lines = []
+    by_kind: dict[str, list[Finding]] = {}
+    for finding in verified.findings:
+        by_kind.setdefault(finding.kind, []).append(finding)
+    for kind, found in sorted(by_kind.items()):
+        lines.append(f"{kind}: {len(found)}")
+        for f in found[:LISTED]:
+            clip = f", clip {f.key}" if f.key else ""
+            lines.append(f"  {f.file}{clip}: {f.message}: {f.remedy}")
+        if len(found) > LISTED:
+            lines.append(f"  ... and {len(found) - LISTED} more: --json lists all")
+    lines += [f"note: {note}" for note in verified.notes]
+    kinds = ", ".join(f"{kind} {len(found)}" for kind, found in sorted(by_kind.items()))
+    lines.append(
+        f"{verified.folder}: {verified.clips} clips in {verified.shards} tars of {verified.stage}, "
+        f"{verified.bytes / 1e9:.3f} GB {'decoded' if verified.deep else 'read'} in {verified.seconds:.1f} s "
+        f"({verified.bytes / 1e9 / verified.seconds:.2f} GB/s): "
+        + (f"{len(verified.findings)} findings ({kinds})" if verified.findings else "sound")
+    )
+    return "\n".join(lines)
