@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-real lint format demo landmarks crops shards bench bench-grid clean have-videos have-grid
+.PHONY: help setup test test-real chaos lint format demo landmarks crops shards bench bench-grid clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,9 @@ test: $(SETUP)  ## run the tests
 test-real: have-grid $(SETUP)  ## run the tests that need real videos (LIPPREP_GRID=/path/to/grid)
 	@mkdir -p build
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m real $(ARGS)
+
+chaos: $(SETUP)  ## break the pipeline on purpose 100 times and compare its bytes (LIPPREP_GRID: real videos too)
+	$(BIN)/python tests/chaos.py $(ARGS)
 
 lint: $(SETUP)  ## check the code's style
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-from lipprep.cli import main
+from lipprep.cli import program
 
 if __name__ == "__main__":
-    main()
+    program()

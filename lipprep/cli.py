@@ -9,6 +9,7 @@ import importlib
 import click
 
 from lipprep import __version__
+from lipprep.command import CONTEXT, interruptible, run
 
 # command: (module, attribute, the line that `lipprep --help` shows)
 COMMANDS = {
@@ -42,12 +43,16 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[name]
         return getattr(importlib.import_module(module), attribute)
 
+    def invoke(self, ctx: click.Context) -> object:
+        with interruptible():  # also while a command is imported
+            return super().invoke(ctx)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="lipprep")
 def main() -> None:
     """From videos of people saying words to shards, and from shards to a lip reader.
@@ -60,3 +65,8 @@ def main() -> None:
       lipprep shards
       lipprep train --shards shards/
     """
+
+
+def program() -> None:
+    """The program `lipprep`."""
+    run(main, prog_name="lipprep")

@@ -1,14 +1,14 @@
-"""What all commands of lipprep share: how they fail, and how `--help` is asked for."""
+"""What all commands of lipprep share: how they are called, how they fail, and how `--help` is asked for."""
 
 import contextlib
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 
 import click
 
 from lipprep.stages.atomic import disk_remedy
+from lipprep.stages.untrusted import printable
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
@@ -18,17 +18,29 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def run(command: click.Command, **more: object) -> None:
+    """Call a command as the whole of a program: SIGTERM, which cluster schedulers send, is answered like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command(**more)
+    finally:
+        # All is said and done, and idle workers are sent home: there is nothing left to interrupt.
+        for late in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(late, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Answer SIGTERM, as cluster schedulers send it, like Ctrl-C: what is open is closed, and one can go on."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end in what to do next."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What is done is kept: run the same command again to go on.", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _legible(message: str) -> str:
+    return "\n".join(printable(line) for line in message.split("\n"))
 
 
 class Command(click.Command):
@@ -39,15 +51,12 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            with _terminable():
+            with interruptible():
                 return super().invoke(ctx)
         except OSError as error:
             named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             if remedy := disk_remedy(error):
                 named += f". What is done is kept: {remedy}, then run the same command again"
-            raise click.ClickException(named) from error
+            raise click.ClickException(_legible(named)) from error
         except ValueError as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("\nStopped. What is done is kept: run the same command again to go on.", err=True)
-            sys.exit(INTERRUPTED)
+            raise click.ClickException(_legible(str(error))) from error

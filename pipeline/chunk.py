@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lipprep.pipeline.inputs import content, digest, file_digest, source_content
+from lipprep.pipeline.inputs import content, digest, file_digest, file_stat, source_content
 from lipprep.pipeline.journal import Journal, attempts, clear_attempts
 from lipprep.pipeline.make import GROUP, LANDMARKS, MOUTH, Job, Made, failed, pack, reason, sample_json, span
 from lipprep.pipeline.manifest import Clip, groups
@@ -154,7 +154,11 @@ def run_job(job: Job) -> dict:
 
 def _for_other_stages(job: Job, entries: list[dict]) -> dict[str, str]:
     """Digests of what the next stage reads beside the tar: the content of all sources, and what failed, and why."""
-    known = {clip.video: content(entry["source"]) for clip, entry in zip(job.clips, entries, strict=True)}
+    # With a video out of reach, what was made of it stays here; what is made of it there may fail.
+    known = {
+        clip.video: [content(entry["source"]), file_stat(job.root / clip.video) is not None]
+        for clip, entry in zip(job.clips, entries, strict=True)
+    }
     why = [[e["key"], e["class"], e["message"]] for e in entries if e["status"] != "ok"]
     return {"content": digest(sorted(known.items())), "failed": digest(why)}
 
@@ -200,7 +204,7 @@ def _video_entries(
     return ready
 
 
-def _inputs(job: Job, clip: Clip, whole: tuple, landmarks: _Above | None, source: dict | None) -> str:
+def _inputs(job: Job, clip: Clip, whole: tuple | None, landmarks: _Above | None, source: dict | None) -> str:
     """A digest of all that the clip's output depends on, but for what a shard says of it beside its crops."""
     parts = [job.stage, job.header["version"], job.parameters, job.fps]
     parts += [clip.key, clip.video, clip.start, clip.num_frames, content(source)]
@@ -243,6 +247,14 @@ def _make(
             results = [reason(error)] * len(todo)
         made |= {c.key: m for c, m in zip(todo, results, strict=True) if c.key not in made}
     seconds = round((time.perf_counter() - began) / max(1, len(wanting)), 6)
+    if landmarks is not None and file_stat(job.root / video) is None:
+        # What failed for want of the video is made once it is back.
+        wanting = [
+            (clip, inputs, source)
+            if made[clip.key].failure is None
+            else (clip, _inputs(job, clip, None, landmarks, None), None)
+            for clip, inputs, source in wanting
+        ]
     return {
         clip.key: (_entry(job, clip, made[clip.key], inputs, source, seconds), made[clip.key].members or {}, True)
         for clip, inputs, source in wanting

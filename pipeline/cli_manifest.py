@@ -1,6 +1,7 @@
 """`lipprep manifest`: a corpus's clips, listed."""
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -39,17 +40,23 @@ LISTING = options(
         "--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn."
     ),
 )
+_MAX_WORDS = 1 << 24  # bytes of a list of words
 FROM = click.argument("root", type=FOLDER)
 
 
 def _words(text: str | None) -> set[str] | None:
     if text is None:
         return None
-    path = Path(text)
-    listed = path.read_text(encoding="utf-8").split() if path.is_file() else text.split(",")
+    # A word may be called like a folder here; anything else of that name is meant.
+    if os.path.lexists(text) and not os.path.isdir(text):  # noqa: PTH112 (pathlib's raise for a long list)
+        from lipprep.stages.untrusted import read_text
+
+        listed = read_text(Path(text), "list of words", limit=_MAX_WORDS).split()
+    else:
+        listed = text.split(",")
     words = {word.strip() for word in listed if word.strip()}
     if not words:
-        raise ValueError(f"--words {text} names no words")
+        raise ValueError(f"--words {text!r} names no words")
     return words
 
 
@@ -147,8 +154,6 @@ def manifest_csv(table: Path, base: Path | None, **how) -> None:
     """
     from lipprep.pipeline.sources import read_csv
 
-    if not table.is_file():
-        raise ValueError(f"there is no table {table}")
     _make(lambda chosen: read_csv(table, chosen), root=base or table.resolve().parent, base=None, **how)
 
 
@@ -167,6 +172,7 @@ def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: in
     """
     from lipprep.pipeline.check import check_videos
     from lipprep.pipeline.manifest import find_manifest, load_manifest
+    from lipprep.stages.untrusted import printable
 
     checked = load_manifest(manifest_path or find_manifest(), root=root)
     problems = check_videos(checked, min_frames=min_frames, workers=workers or cores())
@@ -175,7 +181,7 @@ def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: in
         click.echo(json.dumps({"videos": videos, "problems": problems}))
     else:
         for problem in problems:
-            click.echo(f"{problem['class']}: {problem['video']}: {problem['message']}")
+            click.echo(f"{problem['class']}: {printable(problem['video'])}: {printable(problem['message'])}")
         click.echo(f"{videos} videos checked, {len(problems)} with a problem")
     if problems:
         sys.exit(1)

@@ -53,6 +53,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
     from lipprep.pipeline.plan import STAGES, survey, upstream
     from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.failures import check_class
+    from lipprep.stages.untrusted import printable
 
     if kind is not None:
         check_class(kind)
@@ -68,6 +69,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
         click.echo(json.dumps(listing))
         return
     for failure in listing:
-        click.echo(f"{failure['class']}\t{failure['stage']}\t{failure['video']}\t{failure['message']}")
+        video = printable(failure["video"])
+        click.echo(f"{failure['class']}\t{failure['stage']}\t{video}\t{failure['message']}")
     counts = ", ".join(f"{name} {count}" for name, count in count_classes(listing).items())
     click.echo(f"{len(listing)} of {len(listed.clips)} clips failed{f': {counts}' if counts else ''}", err=True)

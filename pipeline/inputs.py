@@ -10,6 +10,8 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from lipprep.stages.untrusted import check_file
+
 _WHOLE = 64 << 20  # bytes: larger files are sampled, or a stretch of a long video would cost as much as its landmarks
 _BLOCK = 1 << 20
 
@@ -20,8 +22,8 @@ def digest(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file."""
-    with Path(path).open("rb") as file:
+    """The sha256 of a file. Raises ValueError for what is none."""
+    with check_file(Path(path), "file").open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -40,7 +42,7 @@ def content_digest(path: Path) -> str | None:
                 file.seek(n * (size - _BLOCK) // (blocks - 1))
                 content.update(file.read(_BLOCK))
         return f"sampled-{content.hexdigest()}"
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

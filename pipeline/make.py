@@ -16,7 +16,8 @@ from lipprep.stages.crop import Crop, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import Detector, load_detector, track
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
-from lipprep.stages.video import read_frames
+from lipprep.stages.untrusted import printable
+from lipprep.stages.video import SoundFrames, read_frames
 
 LANDMARKS = "landmarks.npy"
 MOUTH = "mouth.npy"
@@ -66,7 +67,7 @@ class Made:
 
 def failed(kind: str, message: str, **more: object) -> Made:
     """A clip that cannot be used."""
-    return Made(None, {}, {"class": kind, "message": message, **more})
+    return Made(None, {}, {"class": kind, "message": printable(message), **more})
 
 
 def reason(failure: Exception) -> Made:
@@ -101,13 +102,16 @@ def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Ma
 
         name = archive_name(video)
         found = read_archive(Path(job.wanted.archive), name, person=(job.persons or {}).get(name, 0))
-        first = 0
+        first, frames = 0, None
     else:
         first, last = span(clips)
-        frames = read_frames(job.root / video, fps=job.fps, first=first, last=last)
+        frames = SoundFrames(read_frames(job.root / video, fps=job.fps, first=first, last=last), first=first)
         found = track(frames, _detector(job.wanted.detector, job.device))
     made = []
     for clip in clips:
+        if frames is not None and (failure := frames.lacks(clip.start, clip.num_frames)) is not None:
+            made.append(reason(failure))
+            continue
         points, count = found.points, len(found.points)
         if clip.start is not None and count:
             # Frames beyond the video's ends repeat its edge frame.
@@ -151,17 +155,21 @@ def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list
 
 def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
     first, last = span(clips)
-    frames = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
+    read = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
+    sound = frames = SoundFrames(read, first=first)
     parameters = crop_parameters(job.wanted)
     if not parameters.needs_landmarks:
         frames = _boxed(frames, parameters.box, video)  # how many there are, only they tell
+        if not frames and sound.failure is not None:
+            raise sound.failure
         parameters = dataclasses.replace(parameters, box=(0, 0, *parameters.box[2:]))
     windows = [
         Window(c.start, (c.num_frames or len(frames)) if p is None else len(p), p)
         for c, p in zip(clips, points, strict=True)
     ]
     face = _face(job.wanted.mean_face)
-    return crop_clips(frames, windows, parameters, first=first, face=face)
+    cut = crop_clips(frames, windows, parameters, first=first, face=face)
+    return [sound.lacks(c.start, c.num_frames) or crop for c, crop in zip(clips, cut, strict=True)]
 
 
 def _crop_figures(crop: Crop) -> dict:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +11,17 @@ from pathlib import Path, PurePosixPath
 
 from lipprep.stages.atomic import replacing
 from lipprep.stages.shard.index import SPLITS
+from lipprep.stages.untrusted import check_file, printable
 
 MANIFEST_VERSION = 1
 CHUNK_SIZE = 512  # clips: about a minute of landmarks, 34 MB of JPEG strips
 MIN_CHUNKS = 8  # a split, where its clips allow: small sets too have work for several processes
 MAX_FRAMES = 100_000  # of a window: over an hour, and far beyond any word
+MAX_START = 10**9  # frames: over a year of video
+MAX_CHUNK = 10**6
+_MAX_SECONDS = 1e9
+MAX_LINE = 1 << 20  # bytes of a clip's line
+_MAX_HEADER = 1 << 24  # bytes of the first line, which lists the words
 STRETCH = 30.0  # seconds of a long video whose clips stay together, so that no frame is decoded twice
 
 
@@ -103,10 +108,22 @@ def seeded_rank(seed: int, *name: object) -> bytes:
 
 
 def check_video_path(video: str) -> None:
-    """Raise ValueError where a manifest's path could leave the root it is relative to."""
-    path = PurePosixPath(video)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in video or ":" in path.parts[0]:
+    """Raise ValueError where a manifest's path could leave the root it is relative to, or is no file's name.
+
+    What the path names may well be a link to another place: corpora are often folders of links.
+    """
+    parts = video.split("/")
+    if not parts[0] or ".." in parts or "\\" in video or ":" in parts[0] or video == ".":
         raise ValueError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
+    if "" in parts or "." in parts:
+        clean = PurePosixPath(video).as_posix()
+        raise ValueError(f"video {video!r}: write {clean!r}, for two names of one file could be in two splits")
+    try:
+        named = b"\0" not in os.fsencode(video)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ValueError(f"video {video!r} holds characters that no file's name can have")
 
 
 def stretch(clip: Clip, fps: float) -> tuple[str, int]:
@@ -195,24 +212,54 @@ def check_clip(clip: Clip, labels: Sequence[str]) -> None:
         raise ValueError(f"label {clip.label} and word {clip.word!r} do not agree with the header's labels")
     if (clip.start is None) != (clip.num_frames is None) or (clip.num_frames is not None and clip.num_frames < 1):
         raise ValueError("a window has both start and num_frames, and at least one frame")
+    if clip.start is not None and not -clip.num_frames < clip.start <= MAX_START:
+        raise ValueError(f"the window of {clip.num_frames} frames from frame {clip.start} on sees nothing of a video")
     if (clip.num_frames or 0) > MAX_FRAMES:
         raise ValueError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
     for name in ("word_start", "word_end", "duration"):
         value = getattr(clip, name)
-        if value is not None and not (math.isfinite(value) and (name != "duration" or value >= 0)):
+        # Compared, not converted: a whole number may be larger than any float. Not a number compares to none.
+        if value is not None and not (0 if name == "duration" else -_MAX_SECONDS) <= value <= _MAX_SECONDS:
             raise ValueError(f"{name} is {value}, expected seconds")
-    if clip.chunk < 0 or re.search(r"[^A-Za-z0-9_/@%-]|^/|(^|/)__|(^|/)(/|$)", clip.key):
+    if not 0 <= clip.chunk < MAX_CHUNK or re.search(r"[^A-Za-z0-9_/@%-]|^/|(^|/)__|(^|/)(/|$)", clip.key):
         raise ValueError(f"key {clip.key!r} or chunk {clip.chunk} is not of the form that manifests have")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(limit := _MAX_HEADER if number == 1 else MAX_LINE)
+            if not line:
+                return
+            try:
+                if len(line) == limit:
+                    raise ValueError(f"it is longer than {limit} bytes")
+                if line.strip():
                     yield number, json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number} is no JSON ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{printable(path)}, line {number} is no JSON ({printable(error)})") from error
+
+
+def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
+    """Labels, fps, seed, chunk size and root of a manifest's first line; ValueError names what is wrong."""
+    if not isinstance(header, dict) or header.get("lipprep_manifest") != MANIFEST_VERSION:
+        raise ValueError(
+            f"no manifest of version {MANIFEST_VERSION}: its first line must have "
+            f'"lipprep_manifest": {MANIFEST_VERSION}'
+        )
+    labels, fps, root = header.get("labels"), header.get("fps"), header.get("root")
+    numbers = [header.get(name) for name in ("seed", "chunk_size")]
+    if not isinstance(labels, list) or {type(w) for w in labels} != {str} or len(set(labels)) < len(labels):
+        wrong = "labels, which are distinct words"
+    elif type(fps) not in (int, float) or not 1 <= fps <= 1000:
+        wrong = f"fps ({fps!r}), frames a second from 1 to 1000"
+    elif any(type(number) is not int for number in numbers):
+        wrong = "seed or chunk_size, whole numbers"
+    elif not isinstance(root, str) or "\0" in root or not root:
+        wrong = "root, the folder of its videos"
+    else:
+        return tuple(labels), float(fps), *numbers, Path(root)
+    raise ValueError(f"its header lacks or misstates {wrong}")
 
 
 def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
@@ -222,28 +269,16 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     unknown split, a key twice, a path outside the root, a video in two splits.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no manifest {path}: `lipprep manifest --help` shows how to make one")
+    try:
+        check_file(path, "manifest")
+    except ValueError as error:
+        raise ValueError(f"{error}: `lipprep manifest --help` shows how to make one") from error
     lines = _lines(path)
+    _, header = next(lines, (1, None))
     try:
-        _, header = next(lines, (1, None))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text: not a manifest") from error
-    if not isinstance(header, dict) or header.get("lipprep_manifest") != MANIFEST_VERSION:
-        raise ValueError(
-            f"{path} is no manifest of version {MANIFEST_VERSION}: its first line must have "
-            f'"lipprep_manifest": {MANIFEST_VERSION}'
-        )
-    try:
-        labels = tuple(header["labels"])
-        if isinstance(header["labels"], str) or {type(w) for w in labels} != {str} or len(set(labels)) < len(labels):
-            raise ValueError("labels, which are distinct words")
-        fps, seed, size = float(header["fps"]), int(header["seed"]), int(header["chunk_size"])
-        stored = Path(header["root"])
-        if not 1 <= fps <= 1000:
-            raise ValueError(f"fps ({fps}), frames a second from 1 to 1000")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: its header lacks or misstates {error}") from error
+        labels, fps, seed, size, stored = _header(header)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {_short(error)}") from None
     clips: list[Clip] = []
     keys: dict[str, int] = {}
     split_of: dict[str, str] = {}
@@ -253,15 +288,23 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
             if clip.key in keys:
                 raise ValueError(f"key {clip.key!r} stands already in line {keys[clip.key]}")
             if split_of.setdefault(clip.video, clip.split) != clip.split:
-                raise ValueError(f"video {clip.video} is in split {split_of[clip.video]} too: splits share no video")
+                raise ValueError(f"video {clip.video!r} is in split {split_of[clip.video]} too: splits share no video")
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+            raise ValueError(f"{printable(path)}, line {number}: {_short(error)}") from None
         keys[clip.key] = number
         clips.append(clip)
     if not clips:
-        raise ValueError(f"{path} lists no clips")
-    root = Path(root) if root is not None else path.resolve().parent / stored
-    return Manifest(path, root.resolve(), fps, seed, size, labels, tuple(clips))
+        raise ValueError(f"{printable(path)} lists no clips")
+    try:
+        root = (Path(root) if root is not None else path.resolve().parent / stored).resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a stray byte, or links that lead in a circle
+        raise ValueError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
+    return Manifest(path, root, fps, seed, size, labels, tuple(clips))
+
+
+def _short(error: Exception) -> str:
+    text = printable(error)
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."
 
 
 def find_manifest(folder: Path = Path("manifests")) -> Path:

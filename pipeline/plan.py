@@ -9,6 +9,7 @@ from lipprep.pipeline.inputs import content_digest, digest, file_digest, source_
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import read_entries, read_header, record_path
 from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.untrusted import is_file
 
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output changes for the same input: what was made before is then stale.
@@ -195,7 +196,7 @@ class _Judge:
         if above is not None:
             return "its landmarks changed" if above.state == "fresh" else f"its landmarks are {above.state}"
         root = self._manifest.root
-        if missing := sum(not (root / video).is_file() for video in {c.video for c in clips}):
+        if missing := sum(not is_file(root / video) for video in {c.video for c in clips}):
             return f"{missing} of its videos are missing below {root}"
         return "videos were replaced or touched"
 

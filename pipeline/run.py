@@ -22,6 +22,7 @@ from lipprep.pipeline.records import read_entries, read_header, record_path, unc
 from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import supervise
 from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.untrusted import is_file
 
 if TYPE_CHECKING:
     from lipprep.stages.shard.index import Index
@@ -165,7 +166,7 @@ def _survey(
 
 def check_root(manifest: Manifest) -> None:
     """Raise ValueError where not one video is where the manifest says: a disk is missing, or the root has moved."""
-    if not any((manifest.root / clip.video).is_file() for clip in manifest.clips):
+    if not any(is_file(manifest.root / clip.video) for clip in manifest.clips):
         raise ValueError(
             f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
             "mounted? If they have moved, say where with --root"

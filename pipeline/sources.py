@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lipprep.pipeline.manifest import (
     CHUNK_SIZE,
@@ -18,12 +18,15 @@ from lipprep.pipeline.manifest import (
     deal,
     seeded_rank,
 )
+from lipprep.stages.untrusted import check_file, is_file, printable, read_text
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 FPS = 25.0  # of LRW and GRID, and of every model trained on them
 LRW_SECONDS = 29 / FPS  # length of an LRW clip; the word lies in its middle
 GRID_FRAMES = 29  # as LRW's clips, so that one network reads both
 GRID_UNITS = 1000  # of an .align file, a frame
+_MAX_TEXT = 1 << 24  # bytes of a label file or an alignment
+_MAX_SECONDS = 3600.0  # of a word: more is no duration
 FRACTIONS = {"test": 0.1, "val": 0.1}  # of a seeded split; the rest is for training
 
 
@@ -44,7 +47,14 @@ class Row:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(Path(e.path) for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(".") and _leads_on(e))
+
+
+def _leads_on(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead in a circle
+        return False
 
 
 def _videos(folder: Path) -> list[Path]:
@@ -62,6 +72,8 @@ def _below(root: Path, video: Path) -> str:
 def lrw_duration(text: str) -> float | None:
     """The word's duration in seconds from LRW's .txt: the line `Duration: 0.45 seconds`, found by its name.
 
+    None where there is none, or no duration that a word can have.
+
     >>> lrw_duration("Channel: BBC One HD \\nDuration: 0.45 seconds ")
     0.45
     """
@@ -69,10 +81,22 @@ def lrw_duration(text: str) -> float | None:
         name, _, value = line.partition(":")
         if name.strip().lower() == "duration":
             try:
-                return float(value.split()[0])
+                seconds = float(value.split()[0])
             except (ValueError, IndexError):
                 return None
+            return seconds if 0 <= seconds < _MAX_SECONDS else None
     return None
+
+
+def _beginning(path: Path) -> str:
+    """The first 64 KiB of a text; nothing of what is no file."""
+    try:
+        if not is_file(path):
+            return ""
+        with path.open("rb") as file:
+            return file.read(1 << 16).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
@@ -84,11 +108,7 @@ def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
             if not (folder / split).is_dir():
                 continue
             for video in _videos(folder / split):
-                try:
-                    text = video.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-                except OSError:
-                    text = ""
-                duration = lrw_duration(text)
+                duration = lrw_duration(_beginning(video.with_suffix(".txt")))
                 half = None if duration is None else duration / 2
                 yield Row(
                     video=_below(root, video),
@@ -122,23 +142,23 @@ def grid(root: Path, words: set[str] | None = None, *, unseen_speakers: Iterable
     """
     unseen = set(unseen_speakers)
     if not (root / "video").is_dir() or not (root / "align").is_dir():
-        raise ValueError(f"{root} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
+        raise ValueError(f"{printable(root)} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
     speakers = _folders(root / "video")
     if missing := unseen - {s.name for s in speakers}:
         raise ValueError(f"no speaker {', '.join(sorted(missing))} below {root / 'video'}")
     for speaker in speakers:
         for video in _videos(speaker):
             align = root / "align" / speaker.name / f"{video.stem}.align"
-            if not align.is_file():
-                raise ValueError(f"{_below(root, video)} has no alignment {align}")
-            for number, line in enumerate(align.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(read_text(align, "alignment", limit=_MAX_TEXT).splitlines(), 1):
                 if not line.strip():
                     continue
                 try:
                     first, last, word = line.split()
                     begin, end = int(first) / GRID_UNITS, int(last) / GRID_UNITS  # frames
-                except ValueError:
-                    raise ValueError(f"{align}, line {number}: {line!r} is not `start end word`") from None
+                except (ValueError, OverflowError):
+                    raise ValueError(
+                        f"{printable(align)}, line {number}: {line[:80]!r} is not `start end word`"
+                    ) from None
                 if word in ("sil", "sp") or (words is not None and word not in words):
                     continue
                 start = round((begin + end) / 2 - GRID_FRAMES / 2)
@@ -167,22 +187,28 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
 
     `label` and `chunk` are made anew. Raises ValueError, naming the line, for what cannot be read.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        columns = set(rows.fieldnames or ())
-        if not {"video", "word"} <= columns:
-            raise ValueError(f"{path} needs the columns video and word (others: {', '.join(_CSV)})")
-        if unknown := columns - set(_CSV) - _DEALT:
-            raise ValueError(f"{path} has unknown columns {', '.join(sorted(map(str, unknown)))}")
-        for row in rows:
-            try:
-                fields = {n: _CSV[n](v.strip()) for n, v in row.items() if n in _CSV and v and v.strip()}
-                if "video" not in fields or "word" not in fields:
-                    raise ValueError("video or word is empty")
-            except ValueError as error:
-                raise ValueError(f"{path}, line {rows.line_num}: {error}") from None
-            if words is None or fields["word"] in words:
-                yield Row(**fields)
+    name = printable(check_file(path, "table"))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            columns = set(rows.fieldnames or ())
+            if not {"video", "word"} <= columns:
+                raise ValueError(f"{name} needs the columns video and word (others: {', '.join(_CSV)})")
+            if unknown := columns - set(_CSV) - _DEALT:
+                raise ValueError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)))}")
+            for row in rows:
+                try:
+                    fields = {n: _CSV[n](v.strip()) for n, v in row.items() if n in _CSV and v and v.strip()}
+                    if "video" not in fields or "word" not in fields:
+                        raise ValueError("video or word is empty")
+                except ValueError as error:
+                    raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
+                # ./a and a are one file, and must be one name.
+                fields["video"] = PurePosixPath(fields["video"]).as_posix()
+                if words is None or fields["word"] in words:
+                    yield Row(**fields)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"the table {name} is no CSV in UTF-8: {error}") from error
 
 
 def relative_to(base: Path, root: Path, rows: Iterable[Row]) -> list[Row]:
@@ -220,9 +246,10 @@ def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """A label file: one word a line, its line number the label. Raises ValueError for an empty or doubled one."""
-    labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    text = read_text(path, "label file", limit=_MAX_TEXT)
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels or len(set(labels)) != len(labels):
-        raise ValueError(f"label file {path} is empty or names a word twice")
+        raise ValueError(f"label file {printable(path)} is empty or names a word twice")
     return labels
 
 
@@ -243,7 +270,7 @@ def make_manifest(
     """
     rows = list(rows)
     if not rows:
-        raise ValueError(f"no clips found below {root}: `lipprep manifest --help` shows the layouts")
+        raise ValueError(f"no clips found below {printable(root)}: `lipprep manifest --help` shows the layouts")
     labels = tuple(labels) if labels is not None else tuple(sorted({r.word for r in rows}))
     number = {word: n for n, word in enumerate(labels)}
     split = _split(rows, seed)
@@ -252,14 +279,16 @@ def make_manifest(
     for row in rows:
         check_video_path(row.video)
         if row.word not in number:
-            raise ValueError(f"the word {row.word!r} ({row.video}) is not in the label file")
+            raise ValueError(f"the word {row.word!r} ({row.video!r}) is not in the label file")
         if (name := split(row)) not in SPLITS:
-            raise ValueError(f"{row.video}: unknown split {name!r} (known: {', '.join(SPLITS)})")
+            raise ValueError(f"{row.video!r}: unknown split {name!r} (known: {', '.join(SPLITS)})")
         if splits.setdefault(row.video, name) != name:
-            raise ValueError(f"{row.video} is in splits {splits[row.video]} and {name}: splits share no video")
+            raise ValueError(f"{row.video!r} is in splits {splits[row.video]} and {name}: splits share no video")
         key = row.key or clip_key(row.video, row.start)
         if key in clips:
-            raise ValueError(f"two clips have the key {key!r} (e.g. {row.video}): rename one of the videos")
+            raise ValueError(
+                f"two clips have the key {key!r} ({clips[key].video!r}, {row.video!r}): rename one of the videos"
+            )
         clip = Clip(
             key=key,
             video=row.video,
@@ -277,7 +306,7 @@ def make_manifest(
         try:
             check_clip(clip, labels)
         except ValueError as error:
-            raise ValueError(f"{row.video}: {error}") from None
+            raise ValueError(f"{row.video!r}: {error}") from None
         clips[key] = clip
     dealt = deal(clips.values(), seed=seed, chunk_size=chunk_size, fps=fps)
     return Manifest(Path(path), Path(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))

@@ -1,5 +1,6 @@
 """What is wanted of every stage, kept in work/NAME/plan.yaml so that no command need be told twice."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,9 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lipprep.stages.atomic import write_text
+from lipprep.stages.untrusted import check_file, check_yaml, printable, read_text
 
 if TYPE_CHECKING:
     from lipprep.stages.crop import CropParameters
+
+_MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has eleven lines
+_MAX_FACE = 1 << 16  # bytes of a mean face, which has 68 points
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,23 @@ def read_wanted(path: Path) -> Wanted:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         return Wanted()
     try:
-        fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), OmegaConf.load(path)))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no plan of lipprep's: {error}; mend or remove it") from error
+        text = read_text(path, "plan", limit=_MAX_PLAN)
+        check_yaml(text)
+        plain = OmegaConf.create(text)
+        if not OmegaConf.is_dict(plain):
+            raise ValueError("it is no mapping of settings")
+        fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), plain))
+        # OmegaConf's tuples are of any length.
+        if len(fields["box"]) != 4:
+            raise ValueError(f"box has {len(fields['box'])} numbers, not 4")
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it"
+        ) from error
     return Wanted(**{**fields, "box": tuple(fields["box"])})
 
 
@@ -68,13 +84,17 @@ def crop_parameters(wanted: Wanted) -> "CropParameters":
 def load_mean_face(path: Path | None) -> np.ndarray:
     """The mean face (68, 2) float64 in an .npy file, or the published one. ValueError for any other array."""
     from lipprep.stages.align import mean_face
+    from lipprep.stages.shard.codec import npy_array
 
     if path is None:
         return mean_face()
+    name = printable(path)
     try:
-        face = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the mean face {path} cannot be read: {error}") from error
-    if face.shape != (68, 2) or not np.isfinite(face).all():
-        raise ValueError(f"the mean face {path} has shape {face.shape}, expected (68, 2) finite numbers")
+        face = npy_array(check_file(Path(path), "file", limit=_MAX_FACE).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the mean face {name} cannot be read: {error}; save it with numpy.save") from error
+    if face.shape != (68, 2) or face.dtype.kind not in "fiu" or not np.isfinite(face).all():
+        raise ValueError(
+            f"the mean face {name} has shape {face.shape} and type {face.dtype}, expected (68, 2) finite numbers"
+        )
     return face.astype(np.float64)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-
 _REMEDY = {
     errno.ENOSPC: "make room",
     getattr(errno, "EDQUOT", errno.ENOSPC): "make room within the quota",

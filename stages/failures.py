@@ -6,7 +6,7 @@ FAILURES = {
     "no_video": "the file has no video stream",
     "no_face": "no face in any frame",
     "too_short": "fewer frames than asked for",
-    "too_long": "more frames than one JPEG strip can hold",
+    "too_long": "more frames than a clip, or its JPEG strip, can hold",
     "landmarks_missing": "the archive has no landmark file for the clip",
     "landmarks_mismatch": "landmarks and video have different numbers of frames",
     "bad_landmarks": "the landmark file is not one, or its points are not 68 (x, y) pairs",

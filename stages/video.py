@@ -6,7 +6,7 @@ saw as gray; one look-up table brings it to the gray that a conversion through B
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr, gray_from_luma
+from lipprep.stages.untrusted import printable
 
 # Demuxers for the files that people call videos, and sound files, to be told as such. Playlists (concat, hls,
 # dash) are not among them: one that calls itself a video would open other files.
@@ -31,6 +32,12 @@ _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _LATE_FRAMES, _LATE_SHARE = 2, 0.02  # of the told duration: writers round it, or leave the last frame's length out
 _SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up to there costs under 60 ms
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
+MAX_PIXELS = 8192 * 4320  # of a frame: 8K of cinema. A header of a few bytes can claim any size
+MAX_FRAMES = 100_000  # of a video read whole: over an hour at 25 fps
+_MAX_HELD = 60.0  # seconds that one frame may be shown. It can claim to last for years
+_BOUNDED = {"max_pixels": str(MAX_PIXELS)}
+# Decoders run while a file is opened, too. Before PyAV 18, options for them crash on mpg and flv.
+_PROBING = _BOUNDED if int(av.__version__.partition(".")[0]) >= 18 else {}
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,42 @@ class VideoInfo:
 
 
 def _open(path: Path) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
-    path = Path(path)
-    if not path.is_file():
-        raise ClipFailure("unreadable", f"{path} is no file: it was moved, or the manifest's root is wrong (--root)")
-    if not path.stat().st_size:
-        raise ClipFailure("unreadable", f"{path} is empty")
+    path, name = Path(path), printable(path)
     try:
-        # As `options`, which go to the streams as well, these crash PyAV before 18 for mpg and flv.
+        if not path.is_file():  # pipes and devices among them, on which reading could wait for ever
+            raise ClipFailure(
+                "unreadable", f"{name} is no file: it was moved, or the manifest's root is wrong (--root)"
+            )
+        if not path.stat().st_size:
+            raise ClipFailure("unreadable", f"{name} is empty")
         options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
-        container = av.open(str(path.resolve()), container_options=options)
+        container = av.open(str(path.resolve()), options=_PROBING, container_options=options)
+    except ClipFailure:
+        raise
     except (av.FFmpegError, ValueError) as error:
-        raise ClipFailure("unreadable", f"{path} is not a video, or cut short: {_reason(error)}") from error
-    stream = container.streams.best("video")  # not the first: that may be a cover picture
-    if stream is None:
+        raise ClipFailure("unreadable", f"{name} is not a video, or cut short: {_reason(error)}") from error
+    except OSError as error:
+        raise ClipFailure("unreadable", f"{name} cannot be opened: {_reason(error)}") from error
+    try:
+        stream = container.streams.best("video")  # not the first: that may be a cover picture
+        if stream is None:
+            raise ClipFailure("no_video", f"{name} has no video stream")
+        if stream.codec_context is None:
+            raise ClipFailure("unreadable", f"{name} is of a codec that is not known here: convert it to H.264")
+        if not stream.width * stream.height:
+            raise ClipFailure(
+                "unreadable", f"{name} holds no frame that can be decoded, or larger ones than 8192 x 4320 pixels"
+            )
+        if stream.width * stream.height > MAX_PIXELS:
+            raise ClipFailure(
+                "unreadable",
+                f"{name} has frames of {stream.width} x {stream.height} pixels, at most {MAX_PIXELS} (8192 x 4320) "
+                "are read: scale it down",
+            )
+    except ClipFailure:
         container.close()
-        raise ClipFailure("no_video", f"{path} has no video stream")
+        raise
+    stream.codec_context.options = _BOUNDED  # frames may grow on the way
     stream.thread_type = "NONE"  # one process a core; threads inside a clip cost
     return container, stream
 
@@ -134,8 +162,9 @@ class GrayFrame:
 
 
 def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.VideoFrame]:
-    """The frames in order of presentation; raises ClipFailure("truncated") where the file ends too early."""
+    """The frames in order of presentation; raises ClipFailure where the file ends too early, or they change size."""
     packets = frames = 0
+    size = None
     ends = {stream.index: 0.0}  # of each stream, in seconds
     try:
         for packet in container.demux():  # all streams: a file may end with its sound
@@ -146,15 +175,24 @@ def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.Video
             if packet.stream.index != stream.index:  # packet.stream_index is 0 for those that flush
                 continue
             if packet.is_corrupt:
-                raise ClipFailure("truncated", f"{path} is damaged at packet {packets}")
+                raise ClipFailure("truncated", f"{printable(path)} is damaged at packet {packets}")
             packets += packet.size > 0
             for frame in packet.decode():
                 frames += 1
+                size = size or (frame.width, frame.height)
+                if size != (frame.width, frame.height):
+                    raise ClipFailure(
+                        "unreadable",
+                        f"{printable(path)} changes from {size[0]} x {size[1]} to {frame.width} x {frame.height} "
+                        f"pixels at frame {frames - 1}: convert it to one size",
+                    )
                 yield frame
     except av.FFmpegError as error:
-        raise ClipFailure("truncated", f"{path} cannot be decoded beyond packet {packets}: {_reason(error)}") from error
+        raise ClipFailure(
+            "truncated", f"{printable(path)} cannot be decoded beyond packet {packets}: {_reason(error)}"
+        ) from error
     if whole and not frames:
-        raise ClipFailure("unreadable", f"{path} holds no frame that can be decoded")
+        raise ClipFailure("unreadable", f"{printable(path)} holds no frame that can be decoded")
     if whole:
         _check_end(path, container, stream, packets, ends)
 
@@ -163,7 +201,10 @@ def _check_end(path: Path, container, stream, packets: int, ends: dict[int, floa
     """Raise ClipFailure("truncated") where a file read to its end has less than its header tells, by count or time.
 
     Containers that count no frames, Matroska aside, tell nothing, or what was guessed from the size of the file.
+    A transport stream is made of packets of one length, though, and a cut seldom falls between two.
     """
+    if container.format.name == "mpegts" and _ends_inside_packet(path):
+        raise ClipFailure("truncated", f"{printable(path)} ends inside a packet, after {packets} frames")
     frame, end = 1 / float(_rate(stream)), ends[stream.index]
     fewer = packets < stream.frames
     # The count alone is not enough. In mp4 it includes the frames that an edit list leaves out, as the duration does
@@ -175,7 +216,19 @@ def _check_end(path: Path, container, stream, packets: int, ends: dict[int, floa
         # Where the header is silent, a duration guessed from the bit rate is noted for the streams, too.
         fewer, told, end = True, (container.duration or 0) / av.time_base, max(ends.values())
     if fewer and end < told - _LATE_FRAMES * frame - _LATE_SHARE * told:
-        raise ClipFailure("truncated", f"{path} ends after {packets} frames, {end:.2f} s, before its header says")
+        raise ClipFailure(
+            "truncated", f"{printable(path)} ends after {packets} frames, {end:.2f} s, before its header says"
+        )
+
+
+def _ends_inside_packet(path: Path) -> bool:
+    """Whether a transport stream that begins with whole packets does not end with one."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    for length, sync in ((188, 0), (192, 4), (204, 0)):  # plain; with times, of Blu-ray; with Reed-Solomon codes
+        if head[sync::length] == b"\x47" * len(head[sync::length]):
+            return path.stat().st_size % length > 0
+    return False  # a recording that began in mid-packet may end in one
 
 
 def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
@@ -191,7 +244,12 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
         by_count = abs(rate - fps) <= _SAME_RATE * fps and not sought
         if sought:
             # One second early: with B-frames a seek may land after the frame asked for.
-            container.seek(int((first / fps - 1) / base) + origin, stream=stream)
+            try:
+                container.seek(int((first / fps - 1) / base) + origin, stream=stream)
+            except (av.FFmpegError, OverflowError) as error:
+                raise ClipFailure(
+                    "truncated", f"{printable(path)} cannot be read from {first / fps:.0f} s on: {_reason(error)}"
+                ) from error
         frames = _decoded(path, container, stream, whole=not sought)
         end = 0.0  # in frames at `fps`
         for count, frame in enumerate(frames):
@@ -204,6 +262,17 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
         yield math.ceil(end - 0.5), None
 
 
+def _check_length(path: Path, total: int, held: int, fps: float) -> None:
+    """Raise ClipFailure("too_long") for `total` frames of a video read whole, or `held` that repeat one frame."""
+    if total > MAX_FRAMES:
+        what = f"has more than {MAX_FRAMES} frames at {fps:g} fps"
+    elif held > _MAX_HELD * fps:
+        what = f"shows one frame for {held / fps:.0f} s"
+    else:
+        return
+    raise ClipFailure("too_long", f"{printable(path)} {what}: list what is wanted of it in windows (start, num_frames)")
+
+
 def read_frames(
     path: Path, *, fps: float = 25.0, first: int = 0, last: int | None = None, color: bool = False
 ) -> Iterator[GrayFrame | np.ndarray]:
@@ -211,14 +280,18 @@ def read_frames(
 
     Frames are counted at `fps`. A video of another rate is resampled by time: frame k is the one on screen
     at k / fps seconds, to half a frame. A frame is a GrayFrame, or with `color` an array (H, W, 3) BGR uint8
-    (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix. Raises
-    ClipFailure: unreadable, no_video, truncated.
+    (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix.
+
+    Raises ClipFailure: unreadable, no_video, truncated; and too_long where `last` is None and the video has more than
+    MAX_FRAMES, or shows one of them for over a minute.
     """
     convert = _bgr if color else GrayFrame
     wanted = first
     held: av.VideoFrame | None = None  # the frame before, and its image once it was wanted
     image: GrayFrame | np.ndarray | None = None
     for number, frame in _numbered(path, fps, first):
+        if last is None:
+            _check_length(path, number - first, number - wanted, fps)
         stop = number if last is None else min(number, last)
         while wanted < stop and (held or frame):  # no frame came for these numbers: the one before stays
             if held is None:
@@ -227,10 +300,38 @@ def read_frames(
                 image = convert(held)
             yield image
             wanted += 1
-        if frame is None or (last is not None and wanted >= last):
+        if frame is None:
             return
         held, image = frame, None
-        if number == wanted:
+        if number == wanted and (last is None or wanted < last):
             image = convert(frame)
             yield image
             wanted += 1
+        if last is not None and wanted >= last:  # before the next frame is asked for: it may be damaged
+            return
+
+
+class SoundFrames:
+    """Frames of `read_frames` up to where the video fails: those before are as good as in a whole one.
+
+    Once they are consumed, `end` is the number of the frame that would have been next, and `failure` says why it is
+    not there; None where video or window ended as they should.
+    """
+
+    def __init__(self, frames: Iterable[GrayFrame | np.ndarray], *, first: int = 0) -> None:
+        self._frames = frames
+        self.end = first
+        self.failure: ClipFailure | None = None
+
+    def __iter__(self) -> Iterator[GrayFrame | np.ndarray]:
+        try:
+            for frame in self._frames:
+                self.end += 1
+                yield frame
+        except ClipFailure as failure:
+            self.failure = failure
+
+    def lacks(self, start: int | None, num_frames: int | None) -> ClipFailure | None:
+        """The failure, if it took frames from a window of `num_frames` from `start` on (None: the whole video)."""
+        whole = start is None or num_frames is None
+        return self.failure if whole or start + num_frames > self.end else None

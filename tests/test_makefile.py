@@ -16,6 +16,7 @@ TARGETS = {
     "setup": ".venv is ready",
     "test": "-m pytest",
     "test-real": "-m real",
+    "chaos": "tests/chaos.py",
     "lint": "ruff format --check",
     "format": "ruff format .",
     "demo": "lipprep predict",
@@ -60,7 +61,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     done = make()
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
-        "help", "setup", "test", "test-real", "lint", "format",
+        "help", "setup", "test", "test-real", "chaos", "lint", "format",
         "demo", "landmarks", "crops", "shards", "bench", "bench-grid", "clean",
     ]  # fmt: skip
 

@@ -1,4 +1,5 @@
+from lipprep.command import run
 from lipprep.train.cli import train
 
 if __name__ == "__main__":
-    train(prog_name="python -m lipprep.train")
+    run(train, prog_name="python -m lipprep.train")

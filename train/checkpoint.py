@@ -6,6 +6,8 @@ to the bit.
 
 import dataclasses
 import json
+import pickletools
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,17 @@ import torch
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import Index, check_parameters
+from lipprep.stages.untrusted import check_file, is_file, printable
 from lipprep.train.metrics import warn
+from lipprep.train.models import build
 
 CHECKPOINT_VERSION = 1
 LAST, BEST = "last.pt", "best.pt"
+# All that pickles of state dicts name. torch would also read bytearray, Tensor and others, which take memory as asked.
+_NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+_MAX_SETTING = 10_000  # of a network: layers, channels, sizes of kernels
+_MAX_PICKLE = 1 << 26  # bytes of what is no tensor
+_MAX_ITEMS, _MAX_DEPTH = 10**6, 32  # of the containers: lists that hold one list twice, and so on, have no end
 
 
 @dataclass(frozen=True)
@@ -62,49 +71,125 @@ def find_checkpoint(run: Path, name: str = BEST) -> Path:
     Raises ValueError where there is none.
     """
     run = Path(run)
-    if run.is_file():
+    if is_file(run):
         return run
     for candidate in (run / name, run / LAST):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
-    what = f"holds neither {BEST} nor {LAST}" if run.is_dir() else "does not exist"
-    raise ValueError(f"{run} {what}: name a run folder of `lipprep train`, or a checkpoint file")
+    shown = printable(run)
+    if run.is_dir():
+        what = f"holds neither {BEST} nor {LAST}"
+    else:
+        what = "is a pipe or a device" if run.exists() else "does not exist"
+    raise ValueError(f"{shown} {what}: name a run folder of `lipprep train`, or a checkpoint file")
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError unless a file is as torch.save writes it, no larger unpacked, and names tensors alone.
+
+    torch's own check, weights_only, keeps code from running. It does not keep a small file from filling the memory.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            whole = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
+            if not whole or sum(m.file_size for m in members) > path.stat().st_size:
+                raise ValueError("it would be larger unpacked than it is, as no checkpoint that torch saves")
+            content = [archive.read(m) for m in members if m.filename.endswith(".pkl") and m.file_size <= _MAX_PICKLE]
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise ValueError(f"no zip that torch saved: {error}") from error
+    if len(content) != 1:
+        raise ValueError("no zip that torch saved: it does not hold one pickle")
+    for opcode, argument, _ in pickletools.genops(content[0]):
+        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise ValueError(f"its pickle names things by {opcode.name}")
+        if opcode.name == "GLOBAL" and argument not in _NAMES:
+            module, _, name = argument.partition(" ")
+            if module != "torch" or not name.endswith("Storage"):
+                raise ValueError(f"its pickle wants {argument[:200]}")
+
+
+def _check_containers(state: object) -> None:
+    """Raise ValueError for containers within containers without end."""
+    waiting, count = [(state, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        if not isinstance(value, dict | list | tuple):
+            continue
+        count += len(value)
+        if count > _MAX_ITEMS or depth > _MAX_DEPTH:
+            raise ValueError("its containers hold each other without end")
+        inside = (*value.keys(), *value.values()) if isinstance(value, dict) else value
+        waiting += [(item, depth + 1) for item in inside]
+
+
+def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
+    """Raise ValueError where a config describes a larger network than there are weights: it would be built first."""
+    waiting, there = [config], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list | tuple):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int | float) and not abs(value) <= _MAX_SETTING:
+            raise ValueError(f"the settings model.* hold the number {value!r:.40}")
+    for tensor in weights.values():
+        if not isinstance(tensor, torch.Tensor) or tensor.numel() > tensor.untyped_storage().nbytes():
+            raise ValueError("its weights are no tensors, or hold more numbers than bytes")
+        there += tensor.numel()
+    try:
+        with torch.device("meta"):  # shapes alone
+            wanted = sum(t.numel() for t in build(config, num_classes=num_classes).state_dict().values())
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"the settings model.* are of a wrong form: {error}") from error
+    if wanted > there:
+        raise ValueError(f"its config describes a network of {wanted} weights, but it holds {there}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to CPU tensors; nothing in it is executed.
 
-    Raises ValueError where the file is damaged, holds anything but tensors and plain containers, or is no
-    checkpoint of lipprep.
+    Raises ValueError where the file is damaged, holds anything but tensors and plain containers, takes more memory
+    than it has bytes, or is no checkpoint of lipprep.
     """
+    path = check_file(Path(path), "checkpoint")
+    name = printable(path)
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_containers(state)
     except Exception as error:  # a damaged or hostile zip of pickles raises whatever its reader trips over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain containers, which is never executed ({reason})"
+            f"{name} is damaged, or holds more than tensors and plain containers, which is never executed "
+            f"({printable(reason)})"
         ) from error
     if isinstance(state, dict) and "model_state_dict" in state:
         raise ValueError(
-            f"{path} is no checkpoint of lipprep but one of the published form (model_state_dict): importing "
+            f"{name} is no checkpoint of lipprep but one of the published form (model_state_dict): importing "
             "published checkpoints is not part of this version"
         )
     if not isinstance(state, dict) or "lipprep_checkpoint" not in state:
-        raise ValueError(f"{path} is no checkpoint of lipprep")
+        raise ValueError(f"{name} is no checkpoint of lipprep")
     if (version := state.pop("lipprep_checkpoint")) != CHECKPOINT_VERSION:
-        raise ValueError(f"{path} is of checkpoint version {version!r}, this lipprep reads {CHECKPOINT_VERSION}")
+        raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads {CHECKPOINT_VERSION}")
     fields = {"model": dict, "optimizer": dict, "config": dict, "parameters": dict, "labels": list, "dataset": str}
     fields |= {"step": int, "epoch": int, "batch": int, "fps": float, "best": float | None}
-    wrong = [name for name, kind in fields.items() if name not in state or not isinstance(state[name], kind)]
+    wrong = [field for field, kind in fields.items() if field not in state or not isinstance(state[field], kind)]
     wrong += sorted(set(state) - set(fields))
     if not wrong and not all(isinstance(label, str) for label in state["labels"]):
         wrong.append("labels")
     if wrong:
-        raise ValueError(f"{path} is a damaged checkpoint (fields: {', '.join(wrong)})")
+        raise ValueError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
     try:
         check_parameters(state["parameters"], state["fps"])
+        if not 1 <= state["fps"] <= 1000:
+            raise ValueError(f"its fps is {state['fps']}, no rate of frames from 1 to 1000")
     except ValueError as error:
-        raise ValueError(f"{path} is a damaged checkpoint (parameters: {error})") from error
+        raise ValueError(f"{name} is a damaged checkpoint (parameters: {error})") from error
+    try:
+        _check_model(state["config"].get("model", {}), state["model"], num_classes=len(state["labels"]))
+    except ValueError as error:
+        raise ValueError(f"{name} is a damaged checkpoint ({printable(error)})") from error
     return Checkpoint(**state)
 
 

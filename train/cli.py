@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lipprep.command import INTERRUPTED, Command
+from lipprep.stages.untrusted import printable
 
 SHARDS = click.option(
     "--shards",
@@ -170,11 +171,11 @@ def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str,
         except (ValueError, OSError) as error:
             failed = True
             answers.append({"video": str(video), "error": str(error)})
-            tqdm.write(f"{video}: {error}", file=sys.stderr)
+            tqdm.write(f"{printable(video)}: {printable(error)}", file=sys.stderr)
             continue
         answers.append({"video": str(video), "words": [{"word": w, "probability": p} for w, p in words]})
         if not as_json:
-            tqdm.write(str(video))
+            tqdm.write(printable(video))
             for word, probability in words:
                 tqdm.write(f"  {100 * probability:5.1f} %  {word}")
     if as_json:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lipprep.stages.atomic import write_text
+from lipprep.stages.untrusted import check_yaml
 from lipprep.train.augment import AugmentOptions
 
 DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
@@ -147,8 +148,10 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def _read_yaml(path: Path | Traversable) -> dict:
     try:
-        plain = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        plain = OmegaConf.create(text)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
         raise ValueError(f"{path.name} is no readable YAML: {error}") from error
     if not OmegaConf.is_dict(plain):
         raise ValueError(f"{path.name} is no mapping of settings")

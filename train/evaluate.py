@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import load_index
+from lipprep.stages.untrusted import read_text
 from lipprep.train.augment import AugmentOptions, eval_batch
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
@@ -82,7 +83,7 @@ def read_groups(path: Path, labels: Sequence[str]) -> list[list[str]]:
     Raises ValueError where a word is no label or stands in two groups, or a group has fewer than two words.
     """
     groups: list[list[str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, "list of groups", limit=1 << 24).splitlines(), start=1):
         words = [w.strip() for w in line.split(",")]
         if not all(w in labels for w in words):
             words = re.split(r"[\s,]+", line.strip())

@@ -19,11 +19,13 @@ import numpy as np
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks.track import ClipLandmarks
 from lipprep.stages.landmarks.unpickle import MAX_BYTES, PickleRefusedError, load_pickle
+from lipprep.stages.untrusted import check_file, is_file, printable
 
 SUFFIXES = (".npz", ".pkl")
 # Bounds on what a small file can claim to hold by naming one entry often, or by sides of no length.
 _MAX_FRAMES = 100_000  # over an hour at 25 fps
 _MAX_FACES = 1000  # in a frame
+_MAX_TABLE = 1 << 30  # bytes of a table of persons; LRW's has 22 MB
 
 
 def read_persons(path: Path) -> dict[str, int]:
@@ -32,24 +34,31 @@ def read_persons(path: Path) -> dict[str, int]:
     Raises ValueError for a line of another form.
     """
     persons = {}
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if not row:
-                continue
-            index = row[1].strip() if len(row) > 1 else ""
-            if not index.isdecimal():
-                if number == 1 and len(row) > 1 and "/" not in row[0]:  # a header
+    check_file(path, "table of persons", limit=_MAX_TABLE)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            for number, row in enumerate(csv.reader(lines), start=1):
+                if not row:
                     continue
-                raise ValueError(f"{path}, line {number}: expected `NAME,PERSON` with a person index from 0, got {row}")
-            name = PurePosixPath(row[0].strip().replace("\\", "/"))
-            persons[name.with_suffix("").as_posix()] = int(index)
+                index = row[1].strip() if len(row) > 1 else ""
+                if not index.isdecimal() or len(index) > 9:
+                    if number == 1 and len(row) > 1 and "/" not in row[0]:  # a header
+                        continue
+                    raise ValueError(
+                        f"{printable(path)}, line {number}: expected `NAME,PERSON` with a person index from 0, got "
+                        f"{','.join(row)[:80]!r}"
+                    )
+                name = PurePosixPath(row[0].strip().replace("\\", "/"))
+                persons[name.with_suffix("").as_posix() if name.name else ""] = int(index)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"the table of persons {printable(path)} is no CSV in UTF-8: {error}") from error
     return persons
 
 
 def archive_file(folder: Path, name: str) -> Path | None:
     """Find the landmark file of a clip, `folder`/`name` with .npz or .pkl, or None."""
     paths = (folder / f"{name}{suffix}" for suffix in SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_file(path)), None)
 
 
 def read_archive(folder: Path, name: str, *, person: int = 0) -> ClipLandmarks:
@@ -61,7 +70,7 @@ def read_archive(folder: Path, name: str, *, person: int = 0) -> ClipLandmarks:
     """
     path = archive_file(folder, name)
     if path is None:
-        tried = " or ".join(str(folder / f"{name}{suffix}") for suffix in SUFFIXES)
+        tried = " or ".join(printable(folder / f"{name}{suffix}") for suffix in SUFFIXES)
         raise ClipFailure("landmarks_missing", f"no landmark file: looked for {tried}")
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -71,21 +80,27 @@ def read_archive(folder: Path, name: str, *, person: int = 0) -> ClipLandmarks:
             raise ValueError(f"it holds a {type(entries).__name__}, not an entry a frame")
         return _clip(entries, person)
     except PickleRefusedError as error:
-        raise ClipFailure("bad_landmarks", f"{path} was refused: {error}") from error
+        raise ClipFailure("bad_landmarks", f"{printable(path)} was refused: {_short(error)}") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ClipFailure("bad_landmarks", f"{path} is not a landmark file: {error}") from error
+        raise ClipFailure("bad_landmarks", f"{printable(path)} is not a landmark file: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    """What went wrong, of a length to be read: names inside an archive are its maker's choice."""
+    text = printable(error)
+    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _read_npz(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.namelist()
-        if "data.npy" not in members:
-            raise ValueError(f"it has no array `data`, only {', '.join(members[:5]) or 'nothing'}")
-        try:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            if "data.npy" not in members:
+                raise ValueError(f"it has no array `data`, only {', '.join(members[:5]) or 'nothing'}")
             with archive.open("data.npy") as member:
                 content = member.read(MAX_BYTES + 1)
-        except (RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-            raise ValueError(f"`data` cannot be unpacked ({error})") from error
+    except (RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
+        raise ValueError(f"`data` cannot be unpacked ({error})") from error
     if len(content) > MAX_BYTES:
         raise ValueError(f"`data` unpacks to more than {MAX_BYTES} bytes")
     stream = io.BytesIO(content)
@@ -111,11 +126,12 @@ def _clip(entries: Sequence[Any], person: int) -> ClipLandmarks:
         raise ValueError(f"it has {len(entries)} frames, at most {_MAX_FRAMES} are read")
     points = np.full((len(entries), 68, 2), np.nan, np.float32)
     max_faces = 0
-    for frame, entry in enumerate(entries):
-        faces, chosen = _faces(entry, person)
-        max_faces = max(max_faces, sum(face is not None for face in faces))
-        if chosen < len(faces) and faces[chosen] is not None:
-            points[frame] = _points(faces[chosen], frame)
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and so no face
+        for frame, entry in enumerate(entries):
+            faces, chosen = _faces(entry, person)
+            max_faces = max(max_faces, sum(face is not None for face in faces))
+            if chosen < len(faces) and faces[chosen] is not None:
+                points[frame] = _points(faces[chosen], frame)
     # A face of which a part is unknown is no face: repair works on whole frames.
     points[~np.isfinite(points).all(axis=(1, 2))] = np.nan
     return ClipLandmarks(points, max_faces)

@@ -6,12 +6,18 @@ block, so no block straddles two frames.
 
 import io
 import math
+import re
 
 import cv2
 import numpy as np
 
 CODECS = ("jpeg", "npy")
 MAX_STRIP = 65500  # libjpeg refuses a taller or wider picture: 682 frames of 96 pixels
+_MAX_PIXELS = MAX_STRIP * 256  # crops are cut out of frames of 256 pixels
+
+_SEGMENT = re.compile(rb"\xff+([\x01-\xfe])(..)", re.DOTALL)
+_FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the other three are tables and an extension
+_LENGTHLESS = {0x01, *range(0xD0, 0xDA)}
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -29,11 +35,16 @@ def npy_array(payload: bytes) -> np.ndarray:
     buffer = io.BytesIO(payload)
     if np.lib.format.read_magic(buffer) != (1, 0):
         raise ValueError("the array is of another version of npy than 1.0")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+    try:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:  # what Python's parser says of nonsense
+        raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
     there = len(payload) - buffer.tell()
     # Looked at before reading: memory is taken for what the header says.
     if not dtype.hasobject and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there):
-        raise ValueError(f"the header of the array says shape {shape} and type {dtype}, but {there} bytes follow")
+        raise ValueError(
+            f"the header of the array says shape {shape} and type {str(dtype)[:80]}, but {there} bytes follow"
+        )
     buffer.seek(0)
     return np.lib.format.read_array(buffer, allow_pickle=False)
 
@@ -76,11 +87,34 @@ def decode_mouth(extension: str, payload: bytes) -> np.ndarray:
         if mouth.ndim != 3 or mouth.dtype != np.uint8 or mouth.shape[1] != mouth.shape[2]:
             raise ValueError(f"mouth crops of shape {mouth.shape} and type {mouth.dtype}, expected (T, S, S) uint8")
         return mouth
+    height, width = _strip_size(payload)
     try:
         strip = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error as error:  # nothing to decode, or a picture of absurd size
+    except cv2.error as error:
         raise ValueError(f"the mouth strip cannot be decoded: {error.err}") from error
-    if strip is None or strip.shape[0] % strip.shape[1]:
-        raise ValueError("the mouth strip is no JPEG of whole square frames")
-    S = strip.shape[1]
-    return strip.reshape(-1, S, S)
+    if strip is None or strip.shape != (height, width):
+        raise ValueError("the mouth strip is damaged: it cannot be decoded as its header says")
+    return strip.reshape(-1, width, width)
+
+
+def _strip_size(payload: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG strip, from its frame header (ITU-T T.81, B.2.2): decoders take memory for it.
+
+    Raises ValueError where `payload` is another kind of picture, or no strip of whole square frames.
+    """
+    if payload[:2] != b"\xff\xd8":
+        raise ValueError("the mouth strip is no JPEG")
+    at = 2
+    # Each segment is FF (any number of them), a kind, and a length that counts itself. Kinds without a length have no
+    # place before the frame header, and a decoder would take what follows them for other segments than this does.
+    while match := _SEGMENT.match(payload, at):
+        kind, length = match[1][0], int.from_bytes(match[2], "big")
+        if kind in _LENGTHLESS or length < 2:
+            break
+        if kind in _FRAME_HEADERS and match.end() + 5 <= len(payload):
+            height, width = (int.from_bytes(payload[n : n + 2], "big") for n in (match.end() + 1, match.end() + 3))
+            if not width or not height or height % width or height * width > _MAX_PIXELS:
+                raise ValueError(f"the mouth strip is of {width} x {height} pixels, no strip of whole square frames")
+            return height, width
+        at = match.end() - 2 + length
+    raise ValueError("the mouth strip is no whole JPEG")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,21 +11,40 @@ from pathlib import Path
 import numpy as np
 
 from lipprep.stages.shard.codec import decode_mouth
+from lipprep.stages.untrusted import check_file, printable
+
+_BLOCK = tarfile.BLOCKSIZE
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_KINDS = (*_PLAIN, tarfile.GNUTYPE_LONGNAME)
+_NAME = re.compile(rb"[\w/@%.\0-]{10}")  # a key's bytes; compressed files begin otherwise
+_OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
+_MAX_JSON = 1 << 20  # bytes of a sample's json, which has eight fields
+_MAX_SAMPLE = 1 << 30  # bytes: 100,000 raw frames of 96 pixels
 
 
 class TarMembers:
-    """The members of one tar, by name; their headers are read once, their bytes when asked for."""
+    """The members of one tar, by name; their headers are read once, their bytes when asked for.
 
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError where the file is no tar or is cut short."""
-        self.path = Path(path)
+    Nothing is ever written: a member may call itself `../x` or `/x`, it is a name and no more.
+    """
+
+    def __init__(self, path: Path, *, whole: bool = True) -> None:
+        """Raises ValueError where the file is no tar of plain members or, unless `whole` is false, is cut short."""
+        self.path = check_file(Path(path), "tar")
         self._file = self.path.open("rb")
+        self._places: dict[str, tuple[int, int]] = {}
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
-                self._places = {info.name: (info.offset_data, info.size) for info in tar}
-        except tarfile.TarError as error:
-            self._file.close()
-            raise ValueError(f"{self.path} is no readable tar ({error}): make it again") from error
+                for info in tar:
+                    # Sparse members claim any size; links and devices have no bytes.
+                    if info.type not in _PLAIN or info.issparse():
+                        raise tarfile.TarError(f"its member {printable(info.name)} is no plain file")
+                    self._places[info.name] = info.offset_data, info.size
+        except (tarfile.TarError, MemoryError, OverflowError) as error:  # a header may claim more than any memory
+            if whole or not self._places:
+                self._file.close()
+                reason = printable(error) or "a header claims more than there is"
+                raise ValueError(f"{self.path} is no readable tar ({reason}): make it again") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -56,14 +76,16 @@ def decode_sample(sample: dict) -> dict:
     key = sample["__key__"]
     extension = next((e for e in ("mouth.jpg", "mouth.npy") if e in sample), None)
     if extension is None or "json" not in sample:
-        raise ValueError(f"clip {key} lacks its mouth crop or its json")
+        raise ValueError(f"clip {printable(key)} lacks its mouth crop or its json")
     try:
+        if len(sample["json"]) > _MAX_JSON:
+            raise ValueError(f"its json has {len(sample['json'])} bytes, at most {_MAX_JSON} are read")
         fields = json.loads(sample["json"])
         if not isinstance(fields, dict):
             raise ValueError("its json is no object")
         return {**fields, "key": key, "mouth": decode_mouth(extension, sample[extension])}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"clip {key}: {error}") from error
+        raise ValueError(f"clip {printable(key)}: {error}") from error
 
 
 def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict]:
@@ -76,18 +98,40 @@ def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict
     from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
     start, end = int(offsets[positions.start]), int(offsets[positions.stop])
+    if end - start > _MAX_SAMPLE * len(positions):
+        raise ValueError(f"shard {path} has samples of {end - start} bytes: run `lipprep shards` again")
     with Path(path).open("rb") as file:
         file.seek(start)
         data = file.read(end - start)
     # The slice of a tar between two samples is a tar without its closing blocks.
     source = {"url": os.fspath(path), "stream": io.BytesIO(data + bytes(1024))}
     try:
+        _check_members(data)
         samples = [decode_sample(s) for s in group_by_keys(tar_file_expander([source]))]
     except (tarfile.TarError, ValueError) as error:
-        raise ValueError(f"shard {path} is damaged ({error.args[0]}): run `lipprep shards` again") from error
+        raise ValueError(f"shard {path} is damaged ({printable(error.args[0])}): run `lipprep shards` again") from error
     if len(samples) != len(positions):
         raise ValueError(
             f"shard {path} holds {len(samples)} samples where its index has {len(positions)}: "
             "run `lipprep shards` again"
         )
     return samples
+
+
+def _check_members(data: bytes) -> None:
+    """Raise ValueError unless `data` is members as lipprep writes them: plain ones, and names too long for a header.
+
+    webdataset would unpack a compressed tar, and fill the holes of a sparse member: a few bytes could become any
+    number of them.
+    """
+    at = 0
+    if data and not _NAME.match(data):
+        raise ValueError("it does not begin with a member's name")
+    while at < len(data):
+        header = data[at : at + _BLOCK]
+        size = _OCTAL.fullmatch(header[124:136])
+        if header[156:157] not in _KINDS or size is None:
+            raise ValueError(f"at byte {at} of the sample stands no plain member")
+        at += _BLOCK + -(-int(size[1], 8) // _BLOCK) * _BLOCK
+    if at > len(data):
+        raise ValueError("its last member is cut short")

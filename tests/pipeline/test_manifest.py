@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lipprep.pipeline.manifest import clip_key, deal, find_manifest, groups, load_manifest, save_manifest
@@ -164,3 +164,64 @@ def test_dealing_again_changes_nothing():
     clips = make_manifest(Path("m"), rows(50, 3), root=Path(), chunk_size=10).clips
     again = deal([dataclasses.replace(c, chunk=0) for c in reversed(clips)], seed=0, chunk_size=10, fps=25.0)
     assert again == list(clips)
+
+
+# Any name that a file system allows, but for those that a manifest refuses: whole parts of dots, and what would be a
+# drive or a folder elsewhere.
+PARTS = st.binary(min_size=1, max_size=40).filter(
+    lambda part: not set(part) & set(b"\0/\\:") and part not in (b".", b"..") and part.strip(b".")
+)
+
+
+@given(names=st.lists(st.lists(PARTS, min_size=1, max_size=3), min_size=1, max_size=6), word=st.text(min_size=1))
+@settings(max_examples=80, deadline=None)
+def test_any_file_name_survives(names, word, tmp_path_factory):
+    import os
+
+    folder = tmp_path_factory.getbasetemp()
+    videos = sorted({os.fsdecode(b"/".join(parts) + b".mp4") for parts in names})
+    assume(len({clip_key(v) for v in videos}) == len(videos))
+    made = make_manifest(folder / "names.jsonl", [Row(v, word, "train") for v in videos], root=folder)
+    save_manifest(made)
+    again = load_manifest(folder / "names.jsonl")
+    assert again == made
+    assert {c.video for c in again.clips} == set(videos)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**30), 0, 1, 25])
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["train", "../x", "/x", "a\0", "\ud800", "a//b"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_manifest_loads_or_says_why_not(data, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    lines = [dict(HEADER), dict(CLIP), {**CLIP, "key": "b", "video": "b.mp4", "start": -2, "num_frames": 29}]
+    for _ in range(data.draw(st.integers(1, 3))):
+        line = data.draw(st.sampled_from(lines))
+        name = data.draw(st.sampled_from([*HEADER, *CLIP, "start", "num_frames", "word_start", "duration", "colour"]))
+        if data.draw(st.booleans()):
+            line[name] = data.draw(JSON)
+        else:
+            line.pop(name, None)
+    content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(content)))
+        content = content[:at] + data.draw(st.binary(max_size=3)) + content[at + data.draw(st.integers(0, 9)) :]
+    path.write_bytes(content)
+    try:
+        loaded = load_manifest(path)
+    except ValueError as error:
+        assert "any.jsonl" in str(error) and str(error).isprintable()
+    else:
+        save_manifest(dataclasses.replace(loaded, path=path.with_name("again.jsonl")))
+        assert load_manifest(path.with_name("again.jsonl")).clips == loaded.clips

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.video import probe, read_frames
+from lipprep.stages.video import SoundFrames, probe, read_frames
 
 
 def numbered(count: int, size: int = 64) -> list[np.ndarray]:
@@ -300,3 +300,68 @@ def test_frames_skipped_by_the_recorder_do_not_truncate(tmp_path):
         container.mux(stream.encode())
     assert probe(tmp_path / "v.avi").num_frames == 30
     assert len(list(read_frames(tmp_path / "v.avi"))) == 20
+
+
+def damaged(path, packet: int):
+    """The same file with noise in one packet of its video."""
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        at, size = packets[packet].pos, packets[packet].size
+    content = bytearray(path.read_bytes())
+    content[at : at + size] = b"\xff" * size
+    (path.parent / f"damaged{path.suffix}").write_bytes(content)
+    return path.parent / f"damaged{path.suffix}"
+
+
+def test_frames_before_the_damage_are_sound(make_video, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, (64, 64), np.uint8) for _ in range(30)]
+    whole = make_video(tmp_path / "v.avi", noise, codec="ffv1")
+    path = damaged(whole, 20)
+    with pytest.raises(ClipFailure, match="packet"):
+        list(read_frames(path))
+    frames = SoundFrames(read_frames(path, first=5, last=29), first=5)
+    read = [np.asarray(f) for f in frames]
+    assert frames.end == 20 and np.array_equal(read, [np.asarray(f) for f in read_frames(whole, first=5, last=20)])
+    assert frames.failure.kind == "truncated"
+    assert frames.lacks(5, 15) is None and frames.lacks(-3, 9) is None
+    assert frames.lacks(6, 15) is frames.lacks(25, 4) is frames.lacks(None, None) is frames.failure
+    frames = SoundFrames(read_frames(path, last=20))
+    assert len(list(frames)) == 20 and frames.failure is None and frames.lacks(0, 29) is None
+
+
+def test_a_cut_transport_stream_is_truncated(make_video, tmp_path):
+    rng = np.random.default_rng(0)
+    path = make_video(tmp_path / "v.ts", [rng.integers(0, 255, (64, 64), np.uint8) for _ in range(30)])
+    content = path.read_bytes()
+    assert len(list(read_frames(path))) == 30
+    path.write_bytes(content[: len(content) // 2 // 188 * 188 + 100])
+    assert failure(path) == "truncated"
+    path.write_bytes(content[100:])  # one that begins in mid-packet is as good as it gets
+    assert len(list(read_frames(path))) >= 29
+
+
+def test_frames_that_change_size_are_named(make_video, tmp_path):
+    for name, size in (("a.mpg", 64), ("b.mpg", 96)):
+        make_video(tmp_path / name, numbered(9, size), codec="mpeg1video")
+    path = tmp_path / "both.mpg"
+    path.write_bytes((tmp_path / "a.mpg").read_bytes() + (tmp_path / "b.mpg").read_bytes())
+    frames = SoundFrames(read_frames(path))
+    assert {f.shape for f in frames} == {(64, 64)} and frames.end >= 8
+    assert frames.failure.kind == "unreadable" and "from 64 x 64 to 96 x 96 pixels" in str(frames.failure)
+
+
+def test_an_unknown_codec_is_named(make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", numbered(3))
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert failure(path) == "unreadable"
+    with pytest.raises(ClipFailure, match="codec"):
+        probe(path)
+
+
+@pytest.mark.parametrize("fps", [0.001, 0.01])
+def test_a_frame_that_lasts_for_ever_is_too_long(make_video, tmp_path, fps):
+    path = make_video(tmp_path / "v.mkv", numbered(4), fps=fps)
+    frames = SoundFrames(read_frames(path))
+    assert len(list(frames)) <= 1 and frames.failure.kind == "too_long"
+    assert len(list(read_frames(path, first=40, last=50))) == 10

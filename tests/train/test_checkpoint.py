@@ -80,6 +80,33 @@ def test_damaged_fields_are_named(change, message, trained_run, tmp_path):
         load_checkpoint(tmp_path / "c.pt")
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"channels": 9_000}, "a network of"),
+        ({"num_layers": 400}, "a network of"),
+        ({"num_layers": 10**6}, "the number 1000000"),
+        ({"channels": float("nan")}, "the number nan"),
+        ({"name": 3}, "unknown head 3"),
+    ],
+)
+def test_a_network_larger_than_its_weights_is_not_built(setting, message, trained_run, tmp_path):
+    state = torch.load(trained_run / "last.pt", weights_only=True)
+    state["config"]["model"]["head"] |= setting
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_weights_that_are_not_there_are_refused(trained_run, tmp_path):
+    state = torch.load(trained_run / "last.pt", weights_only=True)
+    name = next(iter(state["model"]))
+    state["model"][name] = torch.zeros(1).expand(10**12)
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="more numbers than bytes"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
 @pytest.mark.parametrize("foreign", [{"model_state_dict": {}}, torch.zeros(3), [1]])
 def test_a_foreign_file_is_no_checkpoint_of_lipprep(foreign, tmp_path):
     torch.save(foreign, tmp_path / "c.pt")

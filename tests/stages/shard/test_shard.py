@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lipprep.stages.shard.codec import check_codec, decode_mouth, encode_mouth, npy_array, npy_bytes
@@ -288,3 +288,41 @@ def test_offsets_outside_their_shard_are_named(wrong, indexed, change_index):
     change_index(folder)
     with pytest.raises(ValueError, match=r"train-00000\.tar in .*index\.npz.*lipprep shards -o"):
         load_index(folder)
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 10**30)
+    | st.floats()
+    | st.sampled_from(["", "x", "../x", "\ud800", "train"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(data=st.data())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_index_loads_or_says_why_not(data, indexed, change_index):
+    folder, index = indexed
+    save_index(folder, index)
+    plain = json.loads((folder / "index.json").read_text())
+    fields = {}
+    for name in data.draw(st.lists(st.sampled_from([*plain, "colour"]), min_size=1, max_size=2)):
+        value = plain.get(name)
+        if isinstance(value, dict) and data.draw(st.booleans()):
+            fields[name] = value | {data.draw(st.sampled_from([*value, "box", "exact"])): data.draw(ANY)}
+        elif name == "shards" and data.draw(st.booleans()):
+            fields[name] = [value[0] | {data.draw(st.sampled_from([*value[0]])): data.draw(ANY)}]
+        else:
+            fields[name] = data.draw(ANY)
+    change_index(folder, **fields)
+    if data.draw(st.booleans()):
+        content = bytearray((folder / "index.json").read_bytes())
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+        (folder / "index.json").write_bytes(content)
+    try:
+        load_index(folder)
+    except ValueError as error:
+        assert "lipprep shards -o" in str(error)
