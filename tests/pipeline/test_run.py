@@ -417,3 +417,39 @@ def test_a_mean_face_can_be_left_again(chain, lipprep):
     lipprep("shards", "-j", 1, "--mean-face", "face.npy")
     lipprep("shards", "-j", 1, "--mean-face", "published")
     assert digests() == plain
+
+
+def test_windows_before_the_damage_are_as_in_the_whole_video(lipprep, make_video, face_frames):
+    video = make_video(Path("videos/v.avi"), face_frames, codec="ffv1")
+    whole = video.read_bytes()
+    lines = [f"v.avi,w{n % 2},train,{start},6" for n, start in enumerate((-2, 5, 18, 22))]
+    Path("t.csv").write_text("video,word,split,start,num_frames\n" + "\n".join(lines))
+
+    def run(content: bytes) -> tuple[dict, dict]:
+        video.write_bytes(content)
+        lipprep("manifest", "csv", "t.csv", "--root", "videos", "-o", "manifests/t.jsonl")
+        lipprep("landmarks", "-j", 1, "--max-failures", "100%")
+        figures = json.loads(lipprep("shards", "-j", 1, "--json", "--max-failures", "100%").stdout)
+        return figures["failed"], {key: s["mouth"] for key, s in samples().items()}
+
+    failed, sound = run(whole)
+    assert failed == {} and len(sound) == 4
+    place = len(whole) * 6 // 10  # an avi's frames stand one after another, each in a packet
+    failed, found = run(whole[:place])
+    assert failed == {"truncated": 2} and set(found) == {"v@-2", "v@5"}
+    assert all(np.array_equal(found[key], sound[key]) for key in found)
+
+
+def test_a_video_that_was_out_of_reach_for_the_crops_is_cut_once_it_is_back(chain, lipprep, own):
+    chain(own)
+    whole = digests()
+    shutil.rmtree("shards")
+    video = own / "BLACK/train/BLACK_00001.mp4"
+    video.rename(video.with_suffix(".away"))
+    for stage in ("landmarks", "shards"):
+        figures = json.loads(lipprep(stage, "-j", 1, "--json", "--max-failures", "100%").stdout)
+    assert figures["failed"] == {"unreadable": 1}
+    video.with_suffix(".away").rename(video)
+    for stage in ("landmarks", "shards"):
+        figures = json.loads(lipprep(stage, "-j", 1, "--json").stdout)
+    assert figures["clips_computed"] == 1 and digests() == whole
