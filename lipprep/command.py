@@ -1,6 +1,7 @@
 """What all commands of lipprep share: how they are called, how they fail, and how `--help` is asked for."""
 
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ class Command(click.Command):
             with interruptible():
                 return super().invoke(ctx)
         except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read has heard enough; click knows what to do
+                raise
             named = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
             if remedy := disk_remedy(error):
                 named += f". What is done is kept: {remedy}, then run the same command again"

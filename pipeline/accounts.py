@@ -53,7 +53,7 @@ def close_accounts(
     planned = sum(counts.values())
     assert planned == len(manifest.clips), "clips were lost or counted twice"
     ok = counts.pop("ok", 0)
-    kinds = {json.dumps([h["cpu"], h["packages"]], sort_keys=True) for h in headers}
+    makers = {maker for h in headers for maker in h["makers"]}
     return Report(
         stage=stage,
         planned=planned,
@@ -65,7 +65,7 @@ def close_accounts(
         clips_computed=sum(h["computed"] for h in made),
         seconds=seconds,
         example=_examples([c.tar for c in chunks], headers, len(counts)),
-        mixed=len(kinds) > 1,
+        mixed=len(makers) > 1,
     )
 
 

@@ -106,8 +106,8 @@ def _crop_flags(
 
 
 def _want(layout, flags: dict):
-    """What is wanted: the flags given, then plan.yaml, then the defaults; checked, and kept in plan.yaml."""
-    from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face, read_wanted, write_wanted
+    """What is wanted: the flags given, then plan.yaml, then the defaults; checked."""
+    from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face, read_wanted
     from lipprep.stages.shard.codec import check_codec
 
     before = read_wanted(layout.plan)
@@ -129,7 +129,6 @@ def _want(layout, flags: dict):
         load_mean_face(Path(wanted.mean_face))
     if "codec" in flags:
         check_codec(wanted.codec, wanted.crop_size)
-    write_wanted(layout.plan, wanted)
     return wanted
 
 
@@ -308,7 +307,7 @@ def shards(
       lipprep shards -m manifests/lrw.jsonl -o shards
       lipprep shards --codec npy --profile lrw2022
     """
-    from lipprep.pipeline.run import check_out, run_stage, write_index
+    from lipprep.pipeline.run import check_out, run_stage
 
     listed, layout = open_data_set(manifest_path, root, work, out)
     _check_retry(retry_failed)
@@ -326,7 +325,6 @@ def shards(
         deep=deep,
         replace=replace,
     )
-    write_index(listed, layout, wanted)
     _finish(listed, layout, report, max_failures, as_json)
 
 

@@ -60,11 +60,10 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
     listed, layout = open_data_set(manifest_path, root, work, out)
     wanted = read_wanted(layout.plan)
     chunks = survey(listed, layout, wanted, STAGES if upstream("shards", wanted) else STAGES[1:])
-    found: dict[str, dict] = {}
-    for stage in reversed(STAGES):
-        for failure in list_failures([c for c in chunks if c.stage == stage and c.state == "fresh"], kind):
-            found.setdefault(failure["key"], failure)
-    listing = list(found.values())
+    furthest = {(c.split, c.number): c for c in chunks if c.state == "fresh"}  # stages are in their order
+    if not furthest:
+        raise ValueError(f"nothing is made of {listed.path} yet, or all of it is stale: run `lipprep landmarks`")
+    listing = list(list_failures(list(furthest.values()), kind))
     if as_json:
         click.echo(json.dumps(listing))
         return

@@ -51,6 +51,11 @@ class Journal:
             faulthandler.dump_traceback_later(_SLACK * timeout, exit=True, file=self._file)
             self._until = now + _SLACK * timeout
 
+    def rest(self) -> None:
+        """Say that no clip is worked on: what follows waits for the disk, which is no clip's fault."""
+        faulthandler.cancel_dump_traceback_later()
+        self._until = 0.0
+
     def done(self, entry: dict) -> None:
         """Say what became of one clip. Its members are in the tar."""
         self._write(entry)
@@ -59,7 +64,7 @@ class Journal:
         return self
 
     def __exit__(self, *_) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        self.rest()
         faulthandler.disable()  # its file's number will be another file's
         abandon(self._file)
         self.path.unlink(missing_ok=True)

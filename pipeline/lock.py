@@ -2,35 +2,55 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
+LOCK = ".lock"
+_PATIENCE = 3.0  # seconds: a process that was just killed holds its locks until the system has cleared it away
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold `folder`'s lock; the system frees it when the process ends, however it ends.
 
-    Raises ValueError where another process holds it. Where the file system knows no locks there are none.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+def _take(file: TextIO, kind: int, folder: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
                 file.seek(0)
                 raise ValueError(
                     f"another run (process {file.read(100).strip() or 'unknown'}) is at work in {folder}: wait for it, "
                     "or stop it first"
                 ) from error
-            except OSError:
-                pass
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold `folder`'s lock; `shared` with others who only read there. The system frees it when the process ends.
+
+    Raises ValueError where another process makes something there (or reads, unless `shared`). Where the file system
+    knows no locks there are none.
+    """
+    if shared and not (folder / LOCK).exists():  # nothing was made there by anybody
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("r+" if shared else "a+") as file:
+        if fcntl is not None:
+            _take(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, folder)
+        if not shared:
+            with contextlib.suppress(OSError):  # a courtesy; the disk may be full
+                file.truncate(0)
+                file.write(f"{os.getpid()}\n")
+                file.flush()
         yield

@@ -28,18 +28,25 @@ class Moved:
         """
         self._folder = folder
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
-        if not pending:
-            return
+        self.dropped = 0  # clips that the manifest does not list any more
+        # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
+        stay = {c.tar for c in pending if c.header is not None and c.header["rows"].get("key") == c.rows["key"]}
         tars = [*folder.glob("*.tar"), *(folder / _ASIDE).glob("*.tar")]
-        keys = {tar: [e["key"] for e in read_entries(tar)] for tar in sorted(tars) if tar.name not in fresh}
+        tars = [tar for tar in sorted(tars) if tar.name not in fresh and tar not in stay]
+        if not tars:
+            return
+        keys = {tar: [e["key"] for e in read_entries(tar)] for tar in tars}
         where = {key: tar for tar, mine in keys.items() for key in mine}
-        if where and not replace and not fresh and not any(clip.key in where for clip in manifest.clips):
+        self.dropped = len(where.keys() - {clip.key for clip in manifest.clips})
+        if where and not replace and not fresh and not stay and not any(clip.key in where for clip in manifest.clips):
             raise ValueError(
                 f"{folder} holds what was made of other clips than those of {manifest.path} "
                 f"(e.g. {next(iter(where))}): is there another manifest of the name {manifest.name}? Choose another -w "
                 f"for one of the two, or remove {folder} if it is not needed any more"
             )
         for chunk in pending:
+            if chunk.tar in stay:
+                continue
             own = set(keys.get(chunk.tar, ()))
             for clip in chunk.clips:
                 if clip.key not in own and clip.key in where:
@@ -55,8 +62,14 @@ class Moved:
         # Two runs that were stopped may have set aside two tars of one name.
         aside = self._folder / _ASIDE / f"{tar.stem}-{sha256[:12]}.tar"
         aside.parent.mkdir(exist_ok=True)
-        tar.replace(aside)
-        record_path(tar).replace(record_path(aside))
+        try:  # with a link each, no kill between two steps costs anything
+            for path, other in ((tar, aside), (record_path(tar), record_path(aside))):
+                other.unlink(missing_ok=True)
+                other.hardlink_to(path)
+            drop(tar)
+        except OSError:  # a file system without links
+            tar.replace(aside)
+            record_path(tar).replace(record_path(aside))
         return aside
 
     def old(self, chunk: Chunk) -> tuple[Path, ...]:

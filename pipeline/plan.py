@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lipprep.pipeline.inputs import content_digest, digest, file_digest, source_files, sources_digest
+from lipprep.pipeline.inputs import content_digest, digest, file_digest, file_stat, source_files, sources_digest
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import read_entries, read_header, record_path
 from lipprep.pipeline.wanted import Wanted
@@ -178,11 +178,13 @@ class _Judge:
             if self._deep and above is None and (changed := self._changed(tar, clips, archive)):
                 state, reason = "stale", f"{changed} of its sources have other content, of the same size and time"
         else:
-            state, reason = "stale", self._reason(header, wanted, above, clips)
+            state, reason = "stale", self._reason(header, wanted, above, clips, archive)
         return Chunk(stage, split, number, clips, tar, state, reason, header, wanted["rows"], sources, fingerprint)
 
-    def _reason(self, header: dict, wanted: dict, above: Chunk | None, clips: list[Clip]) -> str:
+    def _reason(self, header: dict, wanted: dict, above: Chunk | None, clips: list[Clip], archive: str | None) -> str:
         """Why a committed chunk is not what is wanted, in the user's terms."""
+        if header["fingerprint"] is None:
+            return "videos came, went or changed while it was made"
         if header["version"] != wanted["version"]:
             return f"made by version {header['version']} of the stage, this is {wanted['version']}"
         if header["parameters"] != wanted["parameters"]:
@@ -198,7 +200,7 @@ class _Judge:
         root = self._manifest.root
         if missing := sum(not is_file(root / video) for video in {c.video for c in clips}):
             return f"{missing} of its videos are missing below {root}"
-        return "videos were replaced or touched"
+        return f"videos{' or landmark files' if archive else ''} were replaced or touched"
 
     def _changed(self, tar: Path, clips: list[Clip], archive: str | None) -> int:
         """How many source files of a chunk have another content than when it was made."""
@@ -208,11 +210,11 @@ class _Judge:
         for video, source in videos.items():
             for name, path in source_files(self._manifest.root, video, archive).items():
                 part = source if name == "video" or source is None else source[name]
-                if part is not None and path is not None:
+                if part is not None and file_stat(path) is not None:
                     changed += part.get("sha256") != content_digest(path)
         return changed
 
 
 def _result(header: dict) -> str:
     """All that another stage reads of a chunk: its tar, the videos that it was made from, and what failed."""
-    return digest([header["tar"]["sha256"], header["content"], header["failed"]])
+    return digest([header["tar"]["sha256"], header["content"], header["absent"], header["failed"]])

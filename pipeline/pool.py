@@ -66,13 +66,17 @@ def _unheard_interrupt() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
+    heard = []
+    # Children inherit the mask. Here other threads may take the signal: it is kept for afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a mask alone does not outlive a child's imports
+    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if heard:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -89,7 +93,8 @@ def pool(workers: int) -> Iterator[Executor]:
             timeout=_IDLE,
             initializer=_begin,
             initargs=(os.getpid(),),
-            env={name: os.environ.get(name, threads) for name in _THREADS},
+            # Without the last, joblib would start a helper in every worker that lets interrupts through again.
+            env={**{name: os.environ.get(name, threads) for name in _THREADS}, "JOBLIB_MULTIPROCESSING": "0"},
         )
     try:
         yield executor

@@ -18,7 +18,7 @@ from lipprep.stages.atomic import fsync_folder, replacing
 from lipprep.stages.shard.writer import TarWriter
 
 RECORD_VERSION = 2
-_LONGEST = 1 << 24  # bytes of a header; a line without an end takes no more memory
+LONGEST_HEADER = 1 << 24  # bytes of a header; a line without an end takes no more memory
 # Other versions of these may give other bytes for the same clip.
 _PACKAGES = ("ai-edge-litert", "av", "numpy", "opencv-python")
 
@@ -46,6 +46,13 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
+@cache
+def maker() -> str:
+    """A short name for this kind of CPU with these packages; it stays with a clip that is copied."""
+    kind = json.dumps([cpu_kind(), package_versions()], sort_keys=True)
+    return hashlib.sha256(kind.encode()).hexdigest()[:8]
+
+
 def _sealed(header: dict) -> bytes:
     """The header's line, with a digest of itself at the end."""
     body = json.dumps(header, allow_nan=False)
@@ -69,6 +76,7 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
         "seconds": round(sum(e["seconds"] for e in entries), 6),
         "entries": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()},
         "tar": {"bytes": tar.bytes, "sha256": tar.sha256},
+        "makers": sorted({e["maker"] for e in entries}),
         "packages": package_versions(),
         "cpu": cpu_kind(),
     }
@@ -124,7 +132,7 @@ def read_header(tar: Path) -> dict | None:
     """The header of the record of `tar`; None where the two are not committed together."""
     try:
         with _open(tar) as file:
-            return _valid(file.readline(_LONGEST), tar)
+            return _valid(file.readline(LONGEST_HEADER), tar)
     except OSError:
         return None
 
@@ -133,7 +141,7 @@ def read_entries(tar: Path) -> list[dict]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
     try:
         with _open(tar) as file:
-            header = _valid(file.readline(_LONGEST), tar)
+            header = _valid(file.readline(LONGEST_HEADER), tar)
             if header is None:
                 return []
             lines = file.read()

@@ -20,8 +20,8 @@ from lipprep.pipeline.moved import Moved, drop
 from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
 from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
 from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
-from lipprep.pipeline.supervise import supervise
-from lipprep.pipeline.wanted import Wanted
+from lipprep.pipeline.supervise import say, supervise
+from lipprep.pipeline.wanted import Wanted, write_wanted
 from lipprep.stages.untrusted import is_file
 
 if TYPE_CHECKING:
@@ -95,7 +95,11 @@ def run_stage(
     """
     check_root(manifest)
     began = time.perf_counter()
-    with alone_in(folder := layout.folder(stage)):
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(alone_in(folder := layout.folder(stage)))
+        for other in {"landmarks", "crops"} - {stage} if stage != "landmarks" else ():
+            locks.enter_context(alone_in(layout.folder(other), shared=True))
+        write_wanted(layout.plan, wanted)
         mine, stored = _survey(stage, manifest, layout, wanted, deep)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
         again = {c.tar for c in pending}
@@ -139,8 +143,11 @@ def run_stage(
                     raise
                 raise ValueError(message) from error
         moved.close()
-        if stage != "shards":
-            _drop_orphans(folder, {c.tar.name for c in mine})
+        if moved.dropped:
+            say(f"{moved.dropped} clips that {manifest.path} does not list any more are dropped from {folder}")
+        _drop_orphans(folder, {c.tar.name for c in mine})
+        if stage == "shards":
+            _write_index(manifest, layout, wanted)
         return close_accounts(stage, manifest, mine, list(made.values()), time.perf_counter() - began)
 
 
@@ -184,6 +191,9 @@ def _drop_orphans(folder: Path, wanted: set[str]) -> None:
     for tar in folder.glob("*.tar"):
         if tar.name not in wanted and record_path(tar).exists():
             drop(tar)
+    for record in folder.glob("*.jsonl"):
+        if record.with_suffix(".tar").name not in wanted and not record.with_suffix(".tar").exists():
+            record.unlink()  # of a tar that was being set aside
     for unfinished in folder.glob(".*.tmp"):  # of runs that were killed; everything of this one is committed
         unfinished.unlink(missing_ok=True)
 
@@ -196,28 +206,23 @@ def check_out(manifest: Manifest, out: Path) -> None:
     if any(h["stage"] != "shards" for h in headers):
         raise ValueError(f"{out} holds the artefacts of another stage: choose another -o")
     names = {h["dataset"] for h in headers}
-    labels = manifest.labels
-    if (out / "index.json").is_file():
-        with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
-            index = load_index(out)
-            names.add(index.dataset)
-            labels = index.labels
-    if names - {manifest.name} or labels != manifest.labels:
+    with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
+        names.add(load_index(out).dataset)
+    if names - {manifest.name}:
         raise ValueError(
-            f"{out} holds shards of data set {', '.join(sorted(names))} ({len(labels)} labels), not of "
-            f"{manifest.name} ({len(manifest.labels)} labels): choose another -o, or --replace them"
+            f"{out} holds shards of data set {', '.join(sorted(names))}, not of {manifest.name}: choose another -o, "
+            "or --replace them"
         )
 
 
-def write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
-    """Write the index of the shards of `manifest`, all of which are committed; remove shards that are no longer its.
+def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
+    """Write the index of the shards of `manifest`, all of which are committed.
 
     Raises ValueError where a record was damaged: its shard must be made again.
     """
     from lipprep.stages.shard.index import load_index, save_index
 
     index = _describe(manifest, layout, wanted)
-    _drop_orphans(layout.out, {s.name for s in index.shards})
     with contextlib.suppress(ValueError):
         if dataclasses.replace(load_index(layout.out), offsets={}) == index:
             return  # what is there is told by headers alone; offsets are in the records' lines

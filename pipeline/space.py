@@ -57,7 +57,8 @@ def needed_bytes(
     else:
         clip = clip_bytes(stage, mean_frames(manifest), wanted)
     sizes = [clip * len(c.clips) for c in pending]
-    replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None)
+    # A tar that was set aside goes at the end only.
+    replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None and c.tar.is_file())
     # An old tar goes when the new one is whole: for a while there are both, one a worker.
     return round(max(sum(sizes) - replaced, sum(sorted(sizes)[-workers:])))
 

@@ -38,6 +38,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
     attempts: dict[Path, str] = {}  # those that were committed
     reached: dict = {}  # how many clips of a chunk its furthest attempt has come to
     damaged: list[ValueError] = []
+    silent: set[Path] = set()
     deaths: list[set[str]] = []  # the clips in flight at the deaths since something was brought forward
     while pending:
         attempt = uuid.uuid4().hex[:12]
@@ -65,7 +66,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                     done(tar, header)
                     deaths.clear()
             left = {tar: found for tar in pending if (found := read_attempt(tar, attempt)) is not None}
-            condemned = _judge(death, pending, left)
+            condemned = _judge(death, pending, left, silent)
             forward = [tar for tar, found in left.items() if len(found.entries) > reached.get(tar, 0)]
             reached |= {tar: len(left[tar].entries) for tar in forward}
             if condemned or forward:
@@ -89,14 +90,15 @@ def _overwritten(tar: Path, attempts: Mapping[Path, str]) -> bool:
     return tar in attempts and (header is None or header["attempt"] != attempts[tar])
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tell the user what happened, past the progress bar."""
     tqdm.write(message, file=sys.stderr)
 
 
 def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], workers: int) -> int:
     """How many workers to go on with when one after another dies of nothing that can be named."""
     if workers > 1:
-        _say(f"workers die one after another ({death.codes}): going on with {workers // 2}")
+        say(f"workers die one after another ({death.codes}): going on with {workers // 2}")
         return workers // 2
     if keys := set.intersection(*deaths):
         for tar, job in pending.items():
@@ -109,21 +111,28 @@ def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], worke
     )
 
 
-def _judge(death: WorkerDied, pending: dict, left: dict) -> bool:
-    """Find the clips that a worker died of, and condemn them; whether there were any."""
+def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> bool:
+    """Find the clips that a worker died of, and condemn them; whether there were any.
+
+    `silent` are the chunks that an attempt died at before without naming a clip.
+    """
     # A process that ended itself has said so. Of those that were killed, and killed with it, nothing is known.
     told = {tar: found for tar, found in left.items() if found.last_words}
     condemned = False
     for tar, found in (told or left).items():
         job = pending[tar]
-        if found.timed_out:
-            keys, kind, codes = found.working or (), "timeout", ""
-        else:
-            _say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
-            keys, kind, codes = _guilty(job, found)
+        if found.working is None and tar not in silent:
+            silent.add(tar)  # it died between clips, most likely with another: that may tell
+            continue
+        say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
+        keys, kind, codes = _guilty(job, found)
         if keys:
             pending[tar] = _condemn(job, keys, kind, codes)
             condemned = True
+        else:
+            # What was made of it alone need not be made again.
+            probes = (tar.parent / _PROBES).glob(f"{tar.stem}-*.tar")
+            pending[tar] = dataclasses.replace(job, old=tuple(dict.fromkeys((*job.old, *sorted(probes)))))
     return condemned
 
 
@@ -167,29 +176,27 @@ def _guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
             return (), "", ""
         else:
             suspects = suspects[len(part) :]
-        # Twice, so that it takes three kills from outside, each at its moment, to condemn an innocent clip.
-        if len(suspects) == 1 and deaths > 1:
+        # Twice, so that it takes three kills from outside, each at its moment, to condemn an innocent clip. One that
+        # hangs does so for its whole time: once more is enough to tell it from a machine that was suspended.
+        if len(suspects) == 1 and (deaths > 1 or kind == "timeout"):
             return [clip.key for clip in suspects[0]], kind, codes
     return (), "", ""
 
 
 def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
     """What is left, with the exit codes, where these clips kill a process of their own; None where they do not."""
-    tar = job.tar.parent / _PROBES / job.tar.name
-    try:
-        for _ in range(_BARREN):
-            attempt = uuid.uuid4().hex[:12]
-            alone = dataclasses.replace(job, clips=clips, tar=tar, old=(), attempt=attempt)
-            try:
-                with pool(1) as executor:
-                    for _, future in run_all(executor, run_job, [alone], ahead=1):
-                        with contextlib.suppress(ValueError):
-                            future.result()
-                return None
-            except WorkerDied as death:
-                if (found := read_attempt(tar, attempt)) is not None:
-                    return found, death.codes
-                # It died before it began: no clip's fault.
-        return None
-    finally:
-        shutil.rmtree(tar.parent, ignore_errors=True)
+    for _ in range(_BARREN):
+        attempt = uuid.uuid4().hex[:12]
+        tar = job.tar.parent / _PROBES / f"{job.tar.stem}-{attempt}.tar"
+        alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt)
+        try:
+            with pool(1) as executor:
+                for _, future in run_all(executor, run_job, [alone], ahead=1):
+                    with contextlib.suppress(ValueError):
+                        future.result()
+            return None
+        except WorkerDied as death:
+            if (found := read_attempt(tar, attempt)) is not None:
+                return found, death.codes
+            # It died before it began: no clip's fault.
+    return None

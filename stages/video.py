@@ -30,7 +30,7 @@ _LUMA_FORMATS = {f"yuv{j}{s}p" for j in ("", "j") for s in ("420", "422", "444",
 }
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _LATE_FRAMES, _LATE_SHARE = 2, 0.02  # of the told duration: writers round it, or leave the last frame's length out
-_SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up to there costs under 60 ms
+SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up to there costs under 60 ms
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K of cinema. A header of a few bytes can claim any size
 MAX_FRAMES = 100_000  # of a video read whole: over an hour at 25 fps
@@ -240,7 +240,7 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
     with container:
         rate, base = float(_rate(stream)), stream.time_base
         origin = stream.start_time or 0
-        sought = first / fps > _SEEK_BEYOND
+        sought = first / fps > SEEK_BEYOND
         by_count = abs(rate - fps) <= _SAME_RATE * fps and not sought
         if sought:
             # One second early: with B-frames a seek may land after the frame asked for.

@@ -25,6 +25,7 @@ SUFFIXES = (".npz", ".pkl")
 # Bounds on what a small file can claim to hold by naming one entry often, or by sides of no length.
 _MAX_FRAMES = 100_000  # over an hour at 25 fps
 _MAX_FACES = 1000  # in a frame
+_FAR = 1e6  # pixels from the corner: no face is there
 _MAX_TABLE = 1 << 30  # bytes of a table of persons; LRW's has 22 MB
 
 
@@ -133,7 +134,7 @@ def _clip(entries: Sequence[Any], person: int) -> ClipLandmarks:
             if chosen < len(faces) and faces[chosen] is not None:
                 points[frame] = _points(faces[chosen], frame)
     # A face of which a part is unknown is no face: repair works on whole frames.
-    points[~np.isfinite(points).all(axis=(1, 2))] = np.nan
+    points[~(np.abs(points) < _FAR).all(axis=(1, 2))] = np.nan
     return ClipLandmarks(points, max_faces)
 
 

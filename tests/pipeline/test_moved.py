@@ -85,3 +85,13 @@ def test_every_stage_copies_what_moved(lipprep, corpus, stage):
     lipprep(stage, "-j", 1)
     make(lipprep, corpus, "--seed", 3)
     assert json.loads(lipprep(stage, "-j", 1, "--json").stdout)["clips_computed"] == 0
+
+
+def test_a_chunk_may_be_dealt_from_many_old_ones(lipprep, corpus):
+    make(lipprep, corpus)
+    manifest = Path("manifests/m.jsonl")
+    header, *lines = manifest.read_text().splitlines()
+    clips = [json.loads(line) | {"split": "train", "chunk": 0} for line in lines]
+    manifest.write_text("\n".join([header, *map(json.dumps, clips)]))
+    figures = json.loads(lipprep("landmarks", "-j", 1, "--json").stdout)
+    assert (figures["chunks_made"], figures["clips_computed"]) == (1, 0)

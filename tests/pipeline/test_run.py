@@ -227,7 +227,7 @@ def test_another_data_set_is_not_overwritten(chain, lipprep, corpus):
     lipprep("manifest", "lrw", corpus, "-o", "other.jsonl", "--words", "BLACK")
     lipprep("landmarks", "-m", "other.jsonl", "-j", 1)
     result = lipprep("shards", "-m", "other.jsonl", "-j", 1, code=1)
-    assert "data set m (2 labels)" in result.stderr and "--replace" in result.stderr
+    assert "data set m, not of other" in result.stderr and "--replace" in result.stderr
     Path("shards/index.json").unlink()  # as after a stop in mid-run
     assert "data set m" in lipprep("shards", "-m", "other.jsonl", "-j", 1, code=1).stderr
     lipprep("shards", "-m", "other.jsonl", "-j", 1, "--replace")

@@ -281,3 +281,37 @@ def test_two_runs_do_not_work_in_one_folder(chain, lipprep):
         message = lipprep("shards", "-j", 1, code=1).stderr
         assert f"another run (process {os.getpid()}) is at work in" in message
     lipprep("shards", "-j", 1)
+
+
+@POSIX
+def test_a_disk_that_is_away_for_a_moment_costs_no_clip(chain, lipprep, corpus, tmp_path, monkeypatch):
+    """What fails while the videos are out of reach is made by the next run, although nothing looks changed then."""
+    from lipprep.pipeline import chunk
+    from lipprep.pipeline.manifest import load_manifest
+    from lipprep.pipeline.plan import Layout, survey
+    from lipprep.pipeline.run import make_jobs
+    from lipprep.pipeline.wanted import read_wanted
+
+    chain()
+    landmarks, whole = tars("work/m/landmarks"), tars("shards")
+    own = shutil.copytree(corpus, tmp_path / "own")
+    for stage in ("landmarks", "shards"):
+        lipprep(stage, "-j", 1, "--root", own)  # the same files in another place
+    layout = Layout(Path("work/m").absolute(), Path("shards").absolute())
+    manifest, wanted = load_manifest(Path("manifests/m.jsonl"), root=own), read_wanted(layout.plan)
+    for stage in ("landmarks", "shards"):
+        chunks = [c for c in survey(manifest, layout, wanted) if c.stage == stage]
+        folder = layout.folder(stage)
+        for path in folder.glob("*-*"):
+            path.unlink()
+        jobs = list(make_jobs(stage, manifest, layout, wanted, chunks))
+        own.rename(tmp_path / "away")
+        for job in jobs[:3]:
+            assert chunk.run_job(job)["counts"] == {"unreadable": 1}
+        (tmp_path / "away").rename(own)
+        reasons = json.loads(lipprep("status", "--json", "--root", own).stdout)
+        mine = next(row for row in reasons if row["stage"] == stage)
+        assert mine["reasons"] == {"videos came, went or changed while it was made": 3}
+        figures = json.loads(lipprep(stage, "-j", 1, "--json", "--root", own).stdout)
+        assert figures["ok"] == 12 and figures["clips_computed"] == 12
+    assert tars("work/m/landmarks") == landmarks and tars("shards") == whole
