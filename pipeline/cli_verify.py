@@ -2,12 +2,21 @@
 
 import json
 import sys
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lipprep.command import Command
 from lipprep.pipeline.options import FOLDER, JSON, WORKERS, cores
+
+if TYPE_CHECKING:
+    from lipprep.pipeline.verify import Verified
+    from lipprep.pipeline.verify_chunk import Finding
+
+LISTED = 20  # findings of a kind that are printed
 
 
 @click.command(cls=Command)
@@ -30,11 +39,39 @@ def verify(folder: Path, deep: bool, workers: int | None, as_json: bool) -> None
       lipprep verify
       lipprep verify work/lrw/landmarks --deep
     """
-    from lipprep.pipeline.verify import as_json as plain
-    from lipprep.pipeline.verify import summary
     from lipprep.pipeline.verify import verify as check
 
     verified = check(folder, deep=deep, workers=workers or cores())
-    click.echo(json.dumps(plain(verified)) if as_json else summary(verified))
+    click.echo(json.dumps(_plain(verified)) if as_json else _summary(verified))
     if verified.findings:
         sys.exit(1)
+
+
+def _plain(verified: "Verified") -> dict:
+    """All of it in plain containers."""
+    kinds = dict(sorted(Counter(f.kind for f in verified.findings).items()))
+    return {**asdict(verified), "gb_per_second": verified.bytes / 1e9 / verified.seconds, "kinds": kinds}
+
+
+def _summary(verified: "Verified") -> str:
+    """The findings by kind, LISTED of each, and a line of what was read."""
+    lines = []
+    by_kind: dict[str, list[Finding]] = {}
+    for finding in verified.findings:
+        by_kind.setdefault(finding.kind, []).append(finding)
+    for kind, found in sorted(by_kind.items()):
+        lines.append(f"{kind}: {len(found)}")
+        for f in found[:LISTED]:
+            clip = f", clip {f.key}" if f.key else ""
+            lines.append(f"  {f.file}{clip}: {f.message}: {f.remedy}")
+        if len(found) > LISTED:
+            lines.append(f"  ... and {len(found) - LISTED} more: --json lists all")
+    lines += [f"note: {note}" for note in verified.notes]
+    kinds = ", ".join(f"{kind} {len(found)}" for kind, found in sorted(by_kind.items()))
+    lines.append(
+        f"{verified.folder}: {verified.clips} clips in {verified.shards} tars of {verified.stage}, "
+        f"{verified.bytes / 1e9:.3f} GB {'decoded' if verified.deep else 'read'} in {verified.seconds:.1f} s "
+        f"({verified.bytes / 1e9 / verified.seconds:.2f} GB/s): "
+        + (f"{len(verified.findings)} findings ({kinds})" if verified.findings else "sound")
+    )
+    return "\n".join(lines)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from lipprep.stages.untrusted import printable
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -26,7 +28,7 @@ def _take(file: TextIO, kind: int, folder: Path) -> None:
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise ValueError(
-                    f"another run (process {file.read(100).strip() or 'unknown'}) is at work in {folder}: wait for it, "
+                    f"another run (process {printable(file.read(100).strip() or 'unknown')}) is at work in {folder}: wait for it, "
                     "or stop it first"
                 ) from error
             time.sleep(0.1)
@@ -44,8 +46,9 @@ def alone_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
     if shared and not (folder / LOCK).exists():  # nothing was made there by anybody
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("r+" if shared else "a+") as file:
+    if not shared:
+        folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("r" if shared else "a+", errors="replace") as file:
         if fcntl is not None:
             _take(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, folder)
         if not shared:

@@ -1,6 +1,7 @@
 """Worker processes, any of which may die at any moment: of a codec, of want of memory, of an operator's kill."""
 
 import contextlib
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import psutil
 
 _WATCH = 0.5  # seconds between two looks at the parent
 _IDLE = 300  # seconds after which a worker without work goes
+_HELPERS = "JOBLIB_MULTIPROCESSING"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -70,9 +72,16 @@ def _unheard_interrupt() -> Iterator[None]:
     # Children inherit the mask. Here other threads may take the signal: it is kept for afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    # With multiprocessing, joblib would start a helper in every worker, which lets interrupts through again.
+    before = os.environ.get(_HELPERS)
+    os.environ[_HELPERS] = "0"
     try:
         yield
     finally:
+        if before is None:
+            del os.environ[_HELPERS]
+        else:
+            os.environ[_HELPERS] = before
         signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if heard:
@@ -85,7 +94,10 @@ def pool(workers: int) -> Iterator[Executor]:
     from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.backend import resource_tracker
 
-    resource_tracker.ensure_running()  # which lets interrupts through when it starts
+    # Both let interrupts through when they start.
+    resource_tracker.ensure_running()
+    if os.name == "posix":
+        multiprocessing.resource_tracker.ensure_running()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     with _unheard_interrupt():
         executor = get_reusable_executor(
@@ -93,8 +105,7 @@ def pool(workers: int) -> Iterator[Executor]:
             timeout=_IDLE,
             initializer=_begin,
             initargs=(os.getpid(),),
-            # Without the last, joblib would start a helper in every worker that lets interrupts through again.
-            env={**{name: os.environ.get(name, threads) for name in _THREADS}, "JOBLIB_MULTIPROCESSING": "0"},
+            env={name: os.environ.get(name, threads) for name in _THREADS},
         )
     try:
         yield executor

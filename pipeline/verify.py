@@ -4,6 +4,7 @@ All that is wrong is found in one run: where the index is unusable, records are 
 record is, the tar against the index. Whatever lies in the folder, it ends in findings and never in an exception.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -11,20 +12,23 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from lipprep.pipeline.lock import LOCK, alone_in
 from lipprep.pipeline.manifest import chunk_name
 from lipprep.pipeline.plan import STAGES
-from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk, read_record, shown
-from lipprep.stages.shard.index import SPLITS, Index, Shard, read_index, read_offsets
+from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk, read_record_header
+from lipprep.stages.shard.index import SPLITS, Index, Shard, index_text, parse_index, read_offsets
+from lipprep.stages.untrusted import is_file, printable
 
-LISTED = 20  # findings of a kind that are printed
 _MOST_CHUNKS = 100_000  # of a split: a name can hold any number
 _CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")
+_WRONG_FOLDER = "name the folder that holds the shards (or work/NAME/landmarks)"
+_Loaded = tuple[str, Index, str] | ValueError | None  # None where no index belongs
 
 
 @dataclass(frozen=True)
@@ -45,57 +49,89 @@ class Verified:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What lies in a folder, by name."""
+    """What lies in a folder, by name; `headers` are those of the sound records. Foreign tars are left alone."""
 
     path: Path
     stage: str
     tars: list[str]
     records: list[str]  # the tars that they are of
+    headers: list[dict]
     leftovers: list[str]
 
 
 def _list(path: Path) -> _Folder:
     if not path.is_dir():
-        raise ValueError(f"there is no folder {shown(path)}: name the one that holds the shards")
+        raise ValueError(f"there is no folder {printable(path)}: name the one that holds the shards")
     names = sorted(entry.name for entry in path.iterdir())
     hidden = [n for n in names if n.startswith(".")]
     records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and _CHUNK.fullmatch(n[:-6])]
     tars = [n for n in names if n.endswith(".tar") and n not in hidden]
     leftovers = [n for n in hidden if n.endswith(".tmp")]
-    return _Folder(path, _stage(path, names, records), tars, records, leftovers)
+    if "index.json" not in names and not records and not any(_CHUNK.fullmatch(n[:-4]) for n in tars):
+        tars = []
+    headers = [header for n in records if (header := read_record_header(path / n))]
+    return _Folder(path, _stage(path, names, headers), tars, records, headers, leftovers)
 
 
-def _stage(path: Path, names: list[str], records: list[str]) -> str:
+def _stage(path: Path, names: list[str], headers: list[dict]) -> str:
     """The stage whose artefacts these are: its index, its first sound record, or the folder's name tells."""
     if "index.json" not in names:
-        for name in records:
-            header, _ = read_record(path / name, Findings(""))
-            if header is not None and header["stage"] in STAGES:
-                return header["stage"]
+        if told := [h["stage"] for h in headers if h["stage"] in STAGES]:
+            return told[0]
         if path.resolve().name in STAGES:
             return path.resolve().name
     return "shards"
 
 
+def _again(folder: _Folder, dataset: str | None) -> str:
+    """How to make anew what is missing, as far as the folder and its data set tell the command."""
+    path = folder.path
+    if folder.stage == "shards":
+        out = f" -o {shlex.quote(str(path))}"
+        if dataset is not None:
+            return printable(f"run `lipprep shards -m {_manifest(dataset)}{out}` again")
+        out = "" if path == Path("shards") else out
+        return printable(f"run `lipprep shards{out}` again (with the manifest and -w that it was made with)")
+    place = path if len(path.parts) > 2 else path.absolute()
+    if place.name == folder.stage and dataset in (None, place.parent.name):
+        work = shlex.quote(str(place.parent.parent))
+        return printable(f"run `lipprep {folder.stage} -m {_manifest(place.parent.name)} -w {work}` again")
+    return f"run `lipprep {folder.stage}` again (with the manifest and -w that it was made with)"
+
+
+def _manifest(dataset: str) -> str:
+    return shlex.quote(f"manifests/{dataset}.jsonl")
+
+
 def verify(path: Path, *, deep: bool = False, workers: int = 1) -> Verified:
     """Read every tar, record and index in the folder `path` once, on `workers`, and list what does not agree.
 
-    Raises ValueError where there is no such folder, or where a process of the deep look was killed.
+    Raises ValueError where there is no such folder, a run is at work in it, or a process of the deep look was killed.
     """
+    path = Path(path)
+    # Without a lock nothing was ever made there; it may be read-only, and none is left behind.
+    with alone_in(path, shared=True) if is_file(path / LOCK) else contextlib.nullcontext():
+        return _verify(_list(path), deep, workers)
+
+
+def _verify(folder: _Folder, deep: bool, workers: int) -> Verified:
     began = time.perf_counter()
-    folder = _list(Path(path))
-    again = f"lipprep shards -o {shlex.quote(str(path))}" if folder.stage == "shards" else f"lipprep {folder.stage}"
-    findings = Findings(shown(again))
-    index = _read_index(folder, findings)
+    loaded = _load_index(folder)
+    # Most records tell the data set: a stray one, or a stray index, may be another's.
+    datasets = [*(h["dataset"] for h in folder.headers), *([loaded[1].dataset] if isinstance(loaded, tuple) else [])]
+    dataset = next((name for name, _ in Counter(datasets).most_common(1)), None)
+    findings = Findings(_again(folder, dataset))
+    index = _check_loaded(folder, loaded, findings)
     shards = {s.name: s for s in index.shards} if index else {}
     chunks = _read_chunks(folder, shards, findings.again, index, deep, workers)
     for chunk in chunks.values():
         findings.listed += chunk.findings.listed
         _check_tar(folder, chunk, shards, index is not None, findings)
+    notes = _check_records(folder, chunks, shards, findings)
     if index is None:
         _check_gaps(chunks, findings)
     _check_keys(chunks, shards, findings)
-    notes = _check_headers(chunks, index, findings)
+    notes += _check_headers(chunks, index, findings)
     if index is not None:
         _check_index(index, chunks, findings)
     if deep:
@@ -106,14 +142,13 @@ def verify(path: Path, *, deep: bool = False, workers: int = 1) -> Verified:
     if folder.leftovers:
         notes.append(
             f"{len(folder.leftovers)} unfinished files of runs that were stopped, or of one at work "
-            f"(e.g. {shown(folder.leftovers[0])})"
+            f"(e.g. {printable(folder.leftovers[0])})"
         )
     read = [c for c in chunks.values() if c.bytes is not None]
-    names = Counter(c.header["dataset"] for c in read if c.header)
     return Verified(
-        folder=shown(path),
+        folder=printable(folder.path),
         stage=folder.stage,
-        dataset=index.dataset if index else next(iter(names), None),
+        dataset=dataset,
         deep=deep,
         shards=len(read),
         clips=sum(c.samples for c in read),
@@ -131,29 +166,40 @@ def _split(name: str, shards: dict[str, Shard]) -> str:
     return shards[name].split if name in shards else ""
 
 
-def _read_index(folder: _Folder, findings: Findings) -> Index | None:
-    """The index, as far as it is usable; what is not is listed."""
+def _load_index(folder: _Folder) -> _Loaded:
+    """The index's text, what it says, and the sha256 of its offsets; or why it is not usable."""
     if folder.stage != "shards" and (folder.tars or folder.records):
         return None
-    path = folder.path / "index.json"
     try:
-        index, sha256 = read_index(folder.path)
-    except (ValueError, OSError) as error:
-        if _size(path) is None and not folder.tars and not folder.records:
-            findings.add("empty", ".", f"{folder.path} holds neither tars nor records nor an index")
-        elif _size(path) is None:
-            findings.add("no_index", path.name, "the shards have no index: a run was stopped, or it was removed")
-        else:
-            cause = shown(error).removesuffix(f": run `lipprep shards -o {shown(folder.path)}` again")
-            findings.add("bad_index", path.name, cause, remove=[path.name])
+        text = index_text(folder.path)
+        return text, *parse_index(text, folder.path)
+    except ValueError as error:
+        return error
+
+
+def _check_loaded(folder: _Folder, loaded: _Loaded, findings: Findings) -> Index | None:
+    """The index, as far as it is usable; what is not is listed."""
+    if loaded is None:
         return None
-    if _packed(text := path.read_text(encoding="utf-8")) != json.dumps(json.loads(text), separators=(",", ":")):
+    path, again = folder.path / "index.json", f": run `lipprep shards -o {printable(folder.path)}` again"
+    if isinstance(loaded, ValueError):
+        wrong = None if folder.tars or folder.records else _WRONG_FOLDER
+        if _size(path) is not None:
+            cause = printable(loaded).removesuffix(again)
+            findings.add("bad_index", path.name, cause, remove=[path.name], remedy=wrong)
+        elif wrong:
+            message = f"{folder.path} holds neither shards nor records nor an index"
+            findings.add("empty", ".", message, remedy=wrong)
+        else:
+            findings.add("no_index", path.name, "the shards have no index: a run was stopped, or it was removed")
+        return None
+    text, index, sha256 = loaded
+    if _packed(text) != json.dumps(json.loads(text), separators=(",", ":")):
         findings.add("bad_index", path.name, "it is not spelt as lipprep spells it", remove=[path.name])
     try:
         offsets = read_offsets(folder.path, index.shards, sha256)
     except ValueError as error:
-        cause = shown(error).removesuffix(f": run `lipprep shards -o {shown(folder.path)}` again")
-        findings.add("bad_offsets", "index.npz", cause, remove=["index.npz"])
+        findings.add("bad_offsets", "index.npz", printable(error).removesuffix(again), remove=["index.npz"])
         offsets = {}
     return replace(index, offsets=offsets)
 
@@ -249,6 +295,23 @@ def _check_tar(folder: _Folder, chunk: Chunk, shards: dict[str, Shard], indexed:
         if record and known not in (None, record):
             message = f"the record is of another tar than the index has under the name {name}"
             findings.add("other_record", chunk.record, message, remove=[chunk.record])
+
+
+def _check_records(
+    folder: _Folder, chunks: dict[str, Chunk], shards: dict[str, Shard], findings: Findings
+) -> list[str]:
+    """List tars without a record; note them where all are, and are as the index says: copies that a trainer reads."""
+    bare = [c for c in chunks.values() if c.bytes is not None and _size(folder.path / c.record) is None]
+    copied = [s for c in bare if (s := shards.get(c.name)) and (c.bytes, c.sha256) == (s.bytes, s.sha256)]
+    only_copied = not folder.records and bool(copied)
+    for chunk in bare:
+        if not (only_copied and chunk.name in shards):
+            findings.add("missing_record", chunk.record, f"{chunk.name} has no record, so it counts as not made")
+    if not only_copied:
+        return []
+    return [
+        f"{len(copied)} tars have no record: they are as the index says, and `lipprep shards` would make them again"
+    ]
 
 
 def _check_gaps(chunks: dict[str, Chunk], findings: Findings) -> None:
@@ -358,33 +421,3 @@ def _check_index(index: Index, chunks: dict[str, Chunk], findings: Findings) -> 
     told = {split: dict(kinds) for split, kinds in index.failures.items() if kinds}
     if whole and told != {split: dict(kinds) for split, kinds in failures.items() if kinds}:
         add("failures", "its failed clips are not those of the records")
-
-
-def as_json(verified: Verified) -> dict:
-    """All of it in plain containers."""
-    kinds = dict(sorted(Counter(f.kind for f in verified.findings).items()))
-    return {**asdict(verified), "gb_per_second": verified.bytes / 1e9 / verified.seconds, "kinds": kinds}
-
-
-def summary(verified: Verified) -> str:
-    """The findings by kind, LISTED of each, and a line of what was read."""
-    lines = []
-    by_kind: dict[str, list[Finding]] = {}
-    for finding in verified.findings:
-        by_kind.setdefault(finding.kind, []).append(finding)
-    for kind, found in sorted(by_kind.items()):
-        lines.append(f"{kind}: {len(found)}")
-        for f in found[:LISTED]:
-            clip = f", clip {f.key}" if f.key else ""
-            lines.append(f"  {f.file}{clip}: {f.message}: {f.remedy}")
-        if len(found) > LISTED:
-            lines.append(f"  ... and {len(found) - LISTED} more: --json lists all")
-    lines += [f"note: {note}" for note in verified.notes]
-    kinds = ", ".join(f"{kind} {len(found)}" for kind, found in sorted(by_kind.items()))
-    lines.append(
-        f"{verified.folder}: {verified.clips} clips in {verified.shards} tars of {verified.stage}, "
-        f"{verified.bytes / 1e9:.3f} GB {'decoded' if verified.deep else 'read'} in {verified.seconds:.1f} s "
-        f"({verified.bytes / 1e9 / verified.seconds:.2f} GB/s): "
-        + (f"{len(verified.findings)} findings ({kinds})" if verified.findings else "sound")
-    )
-    return "\n".join(lines)

@@ -3,23 +3,18 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from lipprep.pipeline.records import RECORD_VERSION, record_path, root_class, unseal
+from lipprep.pipeline.records import LONGEST_HEADER, RECORD_VERSION, record_path, root_class, unseal
 from lipprep.pipeline.verify_tar import Found, Members, TarReader, Walked, open_plain, walk
+from lipprep.stages.untrusted import printable
 
-_LONGEST_LINE = 1 << 20  # bytes of a record's line, which has some hundred
 _LONGEST_MESSAGE = 1000  # characters: what is quoted in one may be of any length
-
-
-def shown(text: object) -> str:
-    """`text` as it can be printed anywhere: names may hold line breaks, escapes of terminals and stray bytes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """The problems of one folder or tar; `again` is the command that makes anew what is missing."""
+    """The problems of one folder or tar; `again` says how to make anew what is missing: "run `...` again"."""
 
     again: str
     listed: list[Finding] = field(default_factory=list)
@@ -50,10 +45,12 @@ class Findings:
         remove: Sequence[str] = (),
         remedy: str | None = None,
     ) -> None:
-        """List one; the remedy, unless given, is to remove the files `remove` and to run the command again."""
-        first = f"remove {' and '.join(map(shown, remove))} and " if remove else ""
-        remedy = remedy or f"{first}run `{self.again}` again"
-        self.listed.append(Finding(shown(file), key and shown(key), kind, shown(message)[:_LONGEST_MESSAGE], remedy))
+        """List one; the remedy, unless given, is to remove the files `remove` and what `again` says."""
+        first = f"remove {' and '.join(map(printable, remove))} and " if remove else ""
+        remedy = remedy or f"{first}{self.again}"
+        self.listed.append(
+            Finding(printable(file), key and printable(key), kind, printable(message)[:_LONGEST_MESSAGE], remedy)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +99,21 @@ class Chunk:
 
 
 def read_record(tar: Path, findings: Findings) -> tuple[dict | None, list[Entry]]:
-    """The header and the clips of the record of `tar`; None and none where it is not usable, with a finding."""
+    """The header and the clips of the record of `tar`; None and none where it is not usable.
+
+    With a finding, unless there is none.
+    """
     path = record_path(tar)
     try:
         with open_plain(path) as file:
-            header = _header(file.readline(_LONGEST_LINE))
+            header = _header(file.readline(LONGEST_HEADER))
             lines = hashlib.sha256()
             entries = [_entry(line) for line in _lines(file, lines)]
         if lines.hexdigest() != header["entries"]["sha256"]:
             raise ValueError("its lines are not those that its header was written for")
         return header, entries
     except FileNotFoundError:
-        if tar.exists():
-            message = f"{tar.name} has no record, so it counts as not made"
-            findings.add("missing_record", path.name, message, remove=[tar.name])
+        pass  # whether it should be there, the folder tells
     except OSError as error:
         message = f"the record cannot be read: {error.strerror or error}"
         findings.add("unreadable", path.name, message, remove=[path.name])
@@ -124,8 +122,17 @@ def read_record(tar: Path, findings: Findings) -> tuple[dict | None, list[Entry]
     return None, []
 
 
+def read_record_header(tar: Path) -> dict | None:
+    """The header of the record of `tar`; None where it is not usable."""
+    try:
+        with open_plain(record_path(tar)) as file:
+            return _header(file.readline(LONGEST_HEADER))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
 def _lines(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
-    while line := file.readline(_LONGEST_LINE):
+    while line := file.readline(LONGEST_HEADER):
         digest.update(line)
         yield line
 
@@ -165,18 +172,30 @@ def _entry(line: bytes) -> Entry:
     of_text = (entry.key, entry.failure or "", entry.sha256 or "", entry.source or "", *entry.members)
     of_numbers = (entry.crc32, entry.offset, entry.num_frames or 0)
     if {type(t) for t in of_text} != {str} or {type(n) for n in of_numbers} != {int} or entry.offset >> 62:
-        raise ValueError(f"what it says of clip {shown(key)} is of a wrong form")
+        raise ValueError(f"what it says of clip {printable(key)} is of a wrong form")
     return entry
 
 
-def read_chunk(tar: Path, again: str, expected: int = 0, visit: Visit | None = None) -> Chunk:
+def read_chunk(
+    tar: Path, again: str, expected: int = 0, *, keep: Collection[str] = (), visit: Visit | None = None
+) -> Chunk:
     """Read a tar and its record and list where they do not agree, clip by clip.
 
     Whether the tar as a whole is the one of its record is not judged here: its size and sha256 are returned,
-    to be held against the index as well. `again` is the command to run. `expected` is the size in bytes by
-    the index, 0 where it has none. `visit` is called for each clip in the tar with its key, its members and
-    what the record says of it.
+    to be held against the index as well. `again` is that of the findings. `expected` is the size in bytes by
+    the index, 0 where it has none. `visit` is called for each clip in the tar with its key, its members (those
+    with an extension in `keep`) and what the record says of it.
     """
+    try:
+        return _read_chunk(tar, again, expected, keep, visit)
+    except MemoryError:
+        chunk = Chunk(tar.name, Findings(again))
+        remedy = "verify it with fewer --workers, or without --deep, which decodes nothing"
+        chunk.findings.add("unreadable", tar.name, "the memory does not suffice to read it", remedy=remedy)
+        return chunk
+
+
+def _read_chunk(tar: Path, again: str, expected: int, keep: Collection[str], visit: Visit | None) -> Chunk:
     chunk = Chunk(tar.name, Findings(again))
     chunk.header, entries = read_record(tar, chunk.findings)
     wanted = {e.key: e for e in entries if e.failure is None}
@@ -190,7 +209,8 @@ def read_chunk(tar: Path, again: str, expected: int = 0, visit: Visit | None = N
             reader = TarReader(file, max(expected, chunk.header["tar"]["bytes"] if chunk.header else 0))
             places = [e.offset for e in wanted.values()]
             known = visit and (lambda key, members: visit(key, members, wanted.get(key)))
-            walked = walk(reader, places, sha256=any(e.sha256 for e in wanted.values()), visit=known)
+            sha256 = any(e.sha256 for e in wanted.values())
+            walked = walk(reader, places, sha256=sha256, keep=keep, visit=known)
             reader.feed(reader.size - reader.position)
     except FileNotFoundError:
         return chunk  # whether it should be there, the folder tells

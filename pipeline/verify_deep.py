@@ -19,17 +19,20 @@ import cv2
 import numpy as np
 
 from lipprep.pipeline.verify_chunk import Chunk, Entry, Findings, Members, read_chunk
+from lipprep.pipeline.verify_tar import MOST_KEPT
 from lipprep.stages.shard.codec import decode_mouth, npy_array
 
 BLACK = 4  # 99 % of a black clip's pixels are no brighter
 FLAT = 1.0  # contrast that no frame of a flat clip exceeds
-FROZEN = 0.02  # nine in ten steps of a frozen clip are smaller, as the mean difference of two frames / contrast
+FROZEN = 0.02  # a smaller step is none, as the mean difference of two frames / contrast
+_FEW_STEPS = 3  # a photograph whose crop jumped has fewer; frames are repeated at low rates and beyond a video's end
+_SHORT = 6  # frames: in a shorter clip a single step may be all that its video has
 _LONGEST_JSON = 1 << 16  # bytes
 _ARRAYS = {"landmarks": ("landmarks.npy",), "crops": ("mouth.npy",), "shards": ("mouth.jpg", "mouth.npy")}
 
 AT_FAULT = (
     "look at the clip's video; where it is at fault, take it out of the corpus, list the clips again with "
-    "`lipprep manifest` and run `{again}` again"
+    "`lipprep manifest` and {again}"
 )
 
 
@@ -66,7 +69,8 @@ def look(task: Look) -> Chunk:
         if len(judged.listed) == before:
             pixels[key] = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()[:16]
 
-    chunk = read_chunk(task.tar, task.again, task.size, visit)
+    keep = (*_ARRAYS[task.stage], "json") if task.stage == "shards" else _ARRAYS[task.stage]
+    chunk = read_chunk(task.tar, task.again, task.size, keep=keep, visit=visit)
     chunk.pixels, chunk.videos = pixels, videos
     side = chunk.header and chunk.header["parameters"].get("crop_size")
     for key in [key for key in sides if side not in (None, sides[key])]:
@@ -110,7 +114,7 @@ def _judge(clip: _Clip, members: Members, entry: Entry | None, task: Look) -> np
 def _decode(clip: _Clip, members: Members, names: tuple[str, ...]) -> np.ndarray | None:
     name = next((n for n in names if n in members), None)
     if name is None:
-        clip.damaged("undecodable", f"it has no {' or '.join(names)}, or one too large to be a clip's")
+        clip.damaged("undecodable", f"it has no {' or '.join(names)} of at most {MOST_KEPT >> 20} MiB")
         return None
     try:
         array = npy_array(members[name]) if name == "landmarks.npy" else decode_mouth(name, members[name])
@@ -134,7 +138,7 @@ def picture_fault(mouth_TSS: np.ndarray) -> tuple[str, str] | None:
     """What is wrong with the picture of mouth crops (T, S, S) uint8: (kind, message), or None.
 
     `black`: 99 % of the pixels are at most BLACK. `flat`: no frame's standard deviation exceeds FLAT. `frozen`:
-    nine in ten steps between frames are below FROZEN; never of a single frame.
+    fewer than 3 steps between frames reach FROZEN, or none in a clip of fewer than 6 frames; never of a single frame.
     """
     if np.count_nonzero(mouth_TSS <= BLACK) >= 0.99 * mouth_TSS.size:
         return "black", "the clip is black"
@@ -142,8 +146,9 @@ def picture_fault(mouth_TSS: np.ndarray) -> tuple[str, str] | None:
         return "flat", "the clip has no contrast: every frame is of one gray"
     pixels = mouth_TSS[0].size
     steps = [cv2.norm(a, b, cv2.NORM_L1) / pixels for a, b in itertools.pairwise(mouth_TSS)]
-    if steps and np.percentile(steps, 90) < FROZEN * _contrast(mouth_TSS.reshape(-1, mouth_TSS.shape[2])):
-        return "frozen", f"its {len(mouth_TSS)} frames are one and the same picture"
+    least = FROZEN * _contrast(mouth_TSS.reshape(-1, mouth_TSS.shape[2]))
+    if steps and sum(step >= least for step in steps) < (_FEW_STEPS if len(mouth_TSS) >= _SHORT else 1):
+        return "frozen", f"its {len(mouth_TSS)} frames are (nearly) one and the same picture"
     return None
 
 
@@ -217,8 +222,8 @@ def find_leakage(chunks: Iterable[tuple[str, Chunk]], findings: Findings) -> Non
                     chunk.name,
                     f"its video is in split {other.split} too, as {other.name} in {other.tar}",
                     key=key,
-                    remedy=f"leave the video in one split, list the clips again with `lipprep manifest` and run "
-                    f"`{findings.again}` again",
+                    remedy=f"leave the video in one split, list the clips again with `lipprep manifest` "
+                    f"and {findings.again}",
                 )
 
 

@@ -10,14 +10,14 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _PIECE = 1 << 20  # bytes read at once
 _LONGEST_NAME = 1 << 16  # bytes: paths are of 4096 at most, three times that when percent-encoded
-_LARGEST_MEMBER = 1 << 30  # bytes that are taken into memory to decode: an hour of crops
+MOST_KEPT = 1 << 28  # bytes of a clip that are taken into memory to decode: 20 minutes of crops
 
 Members = dict[str, bytes]  # of one clip, by extension
 
@@ -103,9 +103,11 @@ def walk(
     places: Iterable[int],
     *,
     sha256: bool = False,
+    keep: Collection[str] = (),
     visit: Callable[[str, Members], None] | None = None,
 ) -> Walked:
-    """Walk over a tar. `visit` is called with the key and the members of each clip.
+    """Walk over a tar. `visit` is called with the key of each clip and its members whose extensions are in `keep`,
+    MOST_KEPT bytes of them at most: the rest is hashed and not kept.
 
     `places` are the bytes where clips should stand: after a damaged header the walk goes on at the next of them.
     With `sha256` the digest of that name is made of each clip, too.
@@ -142,7 +144,7 @@ def walk(
             walked.clips.append(Found(key, offset, sha256=hashlib.sha256() if sha256 else None))
         clip = walked.clips[-1]
         clip.members.append(extension)
-        if visit is not None and info.size <= _LARGEST_MEMBER:
+        if extension in keep and sum(map(len, members.values())) + info.size <= MOST_KEPT:
             members[extension] = reader.read(info.size)
             clip.update(members[extension])
         else:

@@ -21,8 +21,10 @@ import pytest
 from click.testing import CliRunner
 
 from lipprep.cli import main
+from lipprep.pipeline.lock import LOCK, alone_in
 from lipprep.pipeline.records import commit, read_entries, read_header
-from lipprep.pipeline.verify import as_json, summary, verify
+from lipprep.pipeline.verify import verify
+from lipprep.pipeline.verify_chunk import read_chunk
 from lipprep.pipeline.verify_deep import picture_fault
 from lipprep.stages.align import mean_face
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
@@ -574,7 +576,7 @@ def test_sealed_nonsense_ends_in_findings(shards):
     record, index = shards / FIRST_RECORD, shards / "index.json"
     header, *lines = record.read_bytes().splitlines(keepends=True)
     text = index.read_text()
-    for _ in range(100):
+    for n in range(100):
         entries = b"".join([*lines[:-1], json.dumps(spoilt(lines[-1])).encode() + b"\n"])
         told = {"bytes": len(entries), "sha256": hashlib.sha256(entries).hexdigest()}
         plain = {k: v for k, v in {**spoilt(header), "entries": told}.items() if k != "check"}
@@ -582,8 +584,77 @@ def test_sealed_nonsense_ends_in_findings(shards):
         record.write_bytes(json.dumps({**plain, "check": check}).encode() + b"\n" + entries)
         plain = {k: v for k, v in spoilt(text).items() if k != "sha256"}
         index.write_text(json.dumps({**plain, "sha256": plain_digest(plain)}))
-        verified = verify(shards)
-        assert verified.findings and summary(verified).encode() and json.dumps(as_json(verified))
+        if n % 2:
+            assert command("verify", "-j", 1, code=1).stdout.encode()
+        else:
+            assert json.loads(command("verify", "-j", 1, "--json", code=1).stdout)["findings"]
+
+
+def test_remedies_are_commands_that_can_be_run(data):
+    landmarks = Path("work/m/landmarks")
+    (landmarks / FIRST).unlink()
+    (Path("shards") / FIRST).unlink()
+
+    def remedies(folder: Path) -> set[str]:
+        return {re.sub("^remove .*? and (?=run)", "", f.remedy) for f in verify(folder).findings}
+
+    assert remedies(landmarks) == {"run `lipprep landmarks -m manifests/m.jsonl -w work` again"}
+    assert remedies(Path("shards")) == {"run `lipprep shards -m manifests/m.jsonl -o shards` again"}
+    moved = Path("shards").rename("my shards")
+    assert remedies(moved) == {"run `lipprep shards -m manifests/m.jsonl -o 'my shards'` again"}
+    for path in (*moved.glob("*.jsonl"), moved / "index.json"):
+        path.unlink()
+    unknown = " again (with the manifest and -w that it was made with)"
+    assert remedies(moved) == {f"run `lipprep shards -o 'my shards'`{unknown}"}
+    assert remedies(moved.rename("shards")) == {f"run `lipprep shards`{unknown}"}
+    assert remedies(landmarks.rename("elsewhere")) == {f"run `lipprep landmarks`{unknown}"}
+
+
+def test_copies_without_records_are_sound(shards):
+    for path in shards.glob("*.jsonl"):
+        path.unlink()
+    names = list(bytes_of(shards))
+    for deep in (False, True):
+        verified = verify(shards, deep=deep)
+        assert verified.findings == [] and verified.clips == 24
+        assert verified.notes[0].startswith(f"{len(names)} tars have no record: they are as the index says")
+    assert "sound" in command("verify").stdout
+    flip(shards / FIRST, 2000)
+    (shards / SECOND).write_bytes((shards / SECOND).read_bytes()[:-512])
+    assert found(shards) == {("checksum", FIRST, None), ("size", SECOND, None)}
+
+
+def test_no_tar_is_to_be_removed_for_want_of_a_record(shards):
+    expected = a_missing_record(shards)
+    (shards / "index.json").unlink()
+    findings = verify(shards).findings
+    assert expected <= {(f.kind, f.file, f.key) for f in findings}
+    assert not any("remove" in f.remedy for f in findings)
+
+
+def test_a_folder_that_a_run_is_at_work_in(shards):
+    with alone_in(shards):
+        assert "at work in shards" in command("verify", code=1).stderr
+    command("verify")
+    (shards / LOCK).unlink()
+    command("verify")
+    assert not (shards / LOCK).exists()
+
+
+def test_a_folder_with_nothing_to_verify(tmp_path):
+    """Tars that are somebody else's are not to be removed."""
+    for _ in range(2):
+        (finding,) = verify(tmp_path).findings
+        assert finding.kind == "empty"
+        assert finding.remedy == "name the folder that holds the shards (or work/NAME/landmarks)"
+        (tmp_path / "backup.tar").write_bytes(b"rubbish")
+
+
+def test_an_index_of_any_size(shards):
+    with (shards / "index.json").open("ab") as file:
+        file.truncate(20 << 30)  # takes no room
+    (finding,) = verify(shards).findings
+    assert finding.kind == "bad_index" and "at most" in finding.message
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
@@ -599,6 +670,14 @@ def test_names_of_any_bytes(shards):
 def test_a_file_that_may_not_be_read(shards):
     (shards / FIRST).chmod(0)
     assert ("unreadable", FIRST, None) in found(shards)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everything")
+def test_a_folder_that_may_only_be_read(shards):
+    (shards / LOCK).chmod(0o444)
+    shards.chmod(0o555)
+    assert found(shards) == set()
+    shards.chmod(0o755)
 
 
 def test_leftovers_are_mentioned_and_no_fault(shards):
@@ -735,6 +814,42 @@ def test_landmarks_that_are_none(data):
     for array, kind in ((points, "no_landmarks"), (points.astype(np.float64), "shape"), (points[:, :5], "shape")):
         rewrite(folder / FIRST, member={"landmarks.npy": npy_bytes(array)})
         assert found(folder, deep=True) == {(kind, FIRST, key_of(folder / FIRST, 0))}
+
+
+def test_what_a_clip_may_take_of_the_memory(shards):
+    def member(name: str, size: int) -> bytes:
+        info = tarfile.TarInfo(name)
+        info.size = size
+        return info.tobuf(tarfile.GNU_FORMAT)
+
+    with (shards / "large.tar").open("wb") as file:
+        for name, size in (("a.bin", 1 << 40), ("a.mouth.npy", 1 << 29)):
+            file.write(member(name, size))
+            file.truncate(file.tell() + size)  # takes no room
+            file.seek(0, os.SEEK_END)
+    (finding,) = [f for f in verify(shards, deep=True).findings if f.kind == "undecodable"]
+    assert (finding.file, finding.key) == ("large.tar", "a") and "256 MiB" in finding.message
+
+
+def test_a_tar_that_the_memory_does_not_suffice_for(shards):
+    def visit(*_: object) -> None:
+        raise MemoryError
+
+    (finding,) = read_chunk(shards / FIRST, "", visit=visit).findings.listed
+    assert (finding.kind, finding.file) == ("unreadable", FIRST) and "--workers" in finding.remedy
+
+
+def test_frames_that_are_repeated_are_not_frozen():
+    film = moving(3, frames=29)
+    ended = film.copy()
+    ended[4:] = film[3]  # a window beyond its video's end
+    slow = np.repeat(film[:4], 8, axis=0)[:29]  # 3 frames a second, shown at 25
+    short = np.stack([film[0], film[0], film[1], film[1], film[1]])
+    assert [picture_fault(crops) for crops in (ended, slow, short)] == [None, None, None]
+    jumps = np.repeat(film[:3], 10, axis=0)
+    kind, message = picture_fault(jumps)
+    assert kind == "frozen" and message == "its 30 frames are (nearly) one and the same picture"
+    assert picture_fault(np.stack([film[0]] * 5))[0] == "frozen"
 
 
 def test_dark_footage_is_neither_black_nor_frozen():
