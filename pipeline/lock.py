@@ -28,8 +28,8 @@ def _take(file: TextIO, kind: int, folder: Path) -> None:
             if time.monotonic() > deadline:
                 file.seek(0)
                 raise ValueError(
-                    f"another run (process {printable(file.read(100).strip() or 'unknown')}) is at work in {folder}: wait for it, "
-                    "or stop it first"
+                    f"another run (process {printable(file.read(100).strip() or 'unknown')}) is at work in {folder}: "
+                    "wait for it, or stop it first"
                 ) from error
             time.sleep(0.1)
         except OSError:  # a file system without locks

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from lipprep.stages.atomic import replacing
-from lipprep.stages.shard.index import SPLITS
+from lipprep.stages.shard.index import SPLITS, check_labels
 from lipprep.stages.untrusted import check_file, printable
 
 MANIFEST_VERSION = 1
@@ -258,6 +258,7 @@ def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
     elif not isinstance(root, str) or "\0" in root or not root:
         wrong = "root, the folder of its videos"
     else:
+        check_labels(labels)
         return tuple(labels), float(fps), *numbers, Path(root)
     raise ValueError(f"its header lacks or misstates {wrong}")
 

@@ -18,6 +18,7 @@ from lipprep.pipeline.manifest import (
     deal,
     seeded_rank,
 )
+from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, is_file, printable, read_text
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -272,6 +273,7 @@ def make_manifest(
     if not rows:
         raise ValueError(f"no clips found below {printable(root)}: `lipprep manifest --help` shows the layouts")
     labels = tuple(labels) if labels is not None else tuple(sorted({r.word for r in rows}))
+    check_labels(list(labels))
     number = {word: n for n, word in enumerate(labels)}
     split = _split(rows, seed)
     clips: dict[str, Clip] = {}

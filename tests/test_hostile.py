@@ -41,6 +41,12 @@ def npy(shape: str, dtype: str = "|u1", body: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode() + body
 
 
+def hole(path: Path, size: int) -> Path:
+    with put(path, b"").open("r+b") as file:
+        file.truncate(size)
+    return path
+
+
 def put(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -70,6 +76,14 @@ def jpeg(width: int, height: int, *, before: bytes = b"") -> bytes:
     content[at + 5 : at + 9] = struct.pack(">HH", height, width)
     content[2:2] = before
     return bytes(content)
+
+
+def lists_in_an_array(count: int) -> bytes:
+    """An npy of objects that holds a list of `count` empty ones."""
+    file = io.BytesIO()
+    np.save(file, np.array([None], object), allow_pickle=True)
+    content = file.getvalue()
+    return content[: content.index(b"\x80", 10)] + b"\x80\x04](" + b"]" * count + b"e."
 
 
 def landmark_file(folder: Path, kind: str, content: bytes | Path) -> tuple[Path, str]:
@@ -143,21 +157,24 @@ def claiming(kind: bytes, size: int) -> bytes:
     return bytes(header)
 
 
-def hollow_index(folder: Path, size: int = 1 << 29) -> Path:
-    """A folder of shards whose index.npz unpacks to `size` bytes, and whose index.json says that it should be so."""
+def hollow_index(folder: Path, size: int = 1 << 29, *, hole: bool = True) -> Path:
+    """A folder of shards whose index.npz unpacks to `size` bytes, and whose index.json says that it should be so.
+
+    The tar is a hole of the size that so many samples have, or not even that.
+    """
     import hashlib
 
     from lipprep.stages.shard.index import Index, Shard, plain_digest, save_index
 
-    put(folder / "train-00000.tar", bytes(1024))
-    shard = Shard("train-00000.tar", "train", 1, 1024, "0" * 64)
+    samples = min(size // 8, 10**7)
+    with put(folder / "train-00000.tar", b"").open("r+b") as tar:
+        tar.truncate(2048 * samples if hole else 1024)
+    shard = Shard("train-00000.tar", "train", samples, 2048 * samples, "0" * 64)
     parameters = {"profile": "lrw2021", "crop_size": 96}
     offsets = {shard.name: np.array([0, 1024])}
     save_index(folder, Index("d", "f", ("a",), 25.0, parameters, {}, (shard,), offsets))
     zipped(folder / "index.npz", bomb=f"{shard.name}.npy", size=size)
     plain = json.loads((folder / "index.json").read_text())
-    # Of more samples, too, or the file's own size gives it away.
-    plain["shards"][0]["samples"] = 1_000_000
     plain["offsets_sha256"] = hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest()
     del plain["sha256"]
     put(folder / "index.json", json.dumps({**plain, "sha256": plain_digest(plain)}))
@@ -217,6 +234,8 @@ def reading(folder: Path) -> dict[str, Callable[[], object]]:
         "strip, cut": lambda: decode_mouth("mouth.jpg", strip[:40]),
         "landmarks that run": lambda: archive("pkl", pickle.dumps([Run(os.mkdir, str(marker))])),
         "landmarks in an npz that run": lambda: archive("npz", zipped_bytes(folder, objects.getvalue())),
+        "landmarks of a million lists": lambda: archive("npz", zipped_bytes(folder, lists_in_an_array(6_000_000))),
+        "landmarks of a million notes": lambda: archive("pkl", b"\x80\x04]" + b"\x94" * 6_000_000 + b"."),
         "landmarks, a bomb": lambda: read_archive(
             *landmark_file(folder / "b", "npz", zipped(folder / "b/WORD.npz", bomb="data.npy"))
         ),
@@ -236,12 +255,22 @@ def reading(folder: Path) -> dict[str, Callable[[], object]]:
             b"\x1f\x8b\x08" + tar_of(("a.json", b"{}"))[3:1024] + zlib.compress(bytes(1000), wbits=31)
         ),
         "sample with a name of terabytes": lambda: samples(claiming(tarfile.GNUTYPE_LONGNAME, 1 << 43)),
+        "sample of half a gigabyte": lambda: read_samples(
+            hole(folder / "train-00000.tar", 1 << 29), np.array([0, 1 << 29]), range(1)
+        ),
+        "samples of gigabytes": lambda: read_samples(
+            hole(folder / "train-00000.tar", 16 << 28), np.arange(17) << 28, range(16)
+        ),
         "sample of a terabyte": lambda: read_samples(
             put(folder / "train-00000.tar", b""), np.array([0, 1 << 40]), range(1)
         ),
         "json without end": lambda: samples(sample_of(strip, b"[" + b"[],[]," * 10**6 + b"1]")),
         "json nested": lambda: samples(sample_of(strip, b"[" * 10**5)),
         "index.npz, a bomb": lambda: load_index(hollow_index(folder / "shards")),
+        "index.npz as large as its index says": lambda: load_index(hollow_index(folder / "shards", 8 * (10**7 + 1))),
+        "index of shards that are not there": lambda: load_index(hollow_index(folder / "shards", hole=False)),
+        "index.json without end": lambda: load_index(hole(folder / "endless/index.json", 8 * GIGABYTE).parent),
+        "index.json of lists": lambda: load_index(put(folder / "l/index.json", "[" + "[]," * 5_000_000 + "1]").parent),
         "manifest nested": lambda: manifest(header, "[" * 10**5),
         "manifest, a header without end": lambda: manifest('{"labels": [' + '"a",' * 5 * 10**6),
         "manifest, a line without end": lambda: manifest(header, '{"key": "' + "a" * (2 << 20) + '"}'),
@@ -289,6 +318,18 @@ def checkpoints(folder: Path) -> dict[str, Callable[[], object]]:
                 archive.writestr(name, content if name.endswith("data.pkl") else old_content)
         return load_checkpoint(folder / "d.pt")
 
+    def beside(name: str, *, first: bytes = b"") -> object:
+        """A checkpoint of torch's, with a small pickle of plain data beside the large one."""
+        torch.save({"x": list(range(10**6))}, folder / "c.pt")
+        with zipfile.ZipFile(folder / "c.pt") as old, zipfile.ZipFile(folder / "d.pt", "w") as archive:
+            archive.fp.write(first)
+            archive.start_dir = archive.fp.tell()
+            for info in old.infolist():
+                archive.writestr(info.filename, old.read(info))
+            if name:
+                archive.writestr(name, b"N.")
+        return load_checkpoint(folder / "d.pt")
+
     doubled: list = []
     for _ in range(60):
         doubled = [doubled, doubled]
@@ -298,6 +339,10 @@ def checkpoints(folder: Path) -> dict[str, Callable[[], object]]:
     return {
         "code": lambda: saved({"model": Run(os.mkdir, str(marker))}),
         "code by another name": lambda: swapped(b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c\x01x\x85R."),
+        "another pickle beside its own": lambda: beside("c/x.pkl"),
+        "its pickle twice": lambda: beside("c/DATA.PKL"),
+        "a zip behind a pickle": lambda: beside("", first=b"\x80\x02N."),
+        "a pickle beyond measure": lambda: swapped(b"\x80\x02" + b"N0" * (1 << 25) + b"N."),
         "a bare pickle": lambda: load_checkpoint(put(folder / "p.pt", pickle.dumps(Run(os.mkdir, str(marker))))),
         "the form before zips": lambda: load_checkpoint(put(folder / "l.pt", legacy.getvalue())),
         "many bytes by name": lambda: saved({"model": Run(bytearray, 8 * GIGABYTE)}),
@@ -508,6 +553,34 @@ def test_no_name_speaks_to_the_terminal(lipprep_in, tmp_path):
     result = lipprep_in("manifest", "check", "-m", "m.jsonl")
     assert result.exit_code == 1 and len(result.stdout.splitlines()) == 5
     assert result.stdout.isascii() and "\x1b" not in result.stdout and "\\x1b[2J" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["\x1b[2J"]},
+        {"labels": ["a\u202eb"]},
+        {"parameters": {"profile": "\x1b[2J", "crop_size": 96}},
+        {"parameters": {"profile": "lrw2021", "crop_size": 96, "detector": "\x1b[2J"}},
+        {"failures": {"test": {"\x1b[2J": 1}}},
+    ],
+)
+def test_no_word_of_an_index_speaks_to_the_terminal(change, tmp_path, change_index):
+    from lipprep.stages.shard.index import read_index
+
+    change_index(hollow_index(tmp_path, 1 << 20), **change)
+    with pytest.raises(ValueError, match=r"index\.json is no usable index"):
+        read_index(tmp_path)
+    persian = "\u0645\u06cc\u200c\u0631\u0648\u0645"  # spelt with a joiner
+    change_index(tmp_path, labels=[persian], parameters={"profile": "lrw2021", "crop_size": 96}, failures={})
+    assert read_index(tmp_path)[0].labels == (persian,)
+
+
+def test_no_warning_speaks_to_the_terminal(capsys):
+    from lipprep.train.metrics import warn
+
+    warn("two\nlines\x1b[2J")
+    assert capsys.readouterr().err == "warning: two\nlines\\x1b[2J\n"
 
 
 def test_a_large_picture_says_what_to_do(make_video, tmp_path):

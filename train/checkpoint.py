@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lipprep.stages.atomic import replacing, write_text
-from lipprep.stages.shard.index import Index, check_parameters
+from lipprep.stages.shard.index import Index, check_labels, check_parameters
 from lipprep.stages.untrusted import check_file, is_file, printable
 from lipprep.train.metrics import warn
 from lipprep.train.models import build
@@ -26,6 +26,7 @@ LAST, BEST = "last.pt", "best.pt"
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
 _MAX_SETTING = 10_000  # of a network: layers, channels, sizes of kernels
 _MAX_PICKLE = 1 << 26  # bytes of what is no tensor
+_MAX_STEPS = 1 << 53  # beyond it, floats skip whole numbers
 _MAX_ITEMS, _MAX_DEPTH = 10**6, 32  # of the containers: lists that hold one list twice, and so on, have no end
 
 
@@ -90,17 +91,28 @@ def _check_archive(path: Path) -> None:
     torch's own check, weights_only, keeps code from running. It does not keep a small file from filling the memory.
     """
     try:
+        with path.open("rb") as file:
+            begins = file.read(4)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             whole = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
             if not whole or sum(m.file_size for m in members) > path.stat().st_size:
                 raise ValueError("it would be larger unpacked than it is, as no checkpoint that torch saves")
-            content = [archive.read(m) for m in members if m.filename.endswith(".pkl") and m.file_size <= _MAX_PICKLE]
+            # What is checked must be what torch reads. Its reader takes names without their case, up to a NUL, and
+            # offsets as they stand; Python's cuts names and forgives bytes before the first member.
+            pickles = [m for m in members if m.filename.lower().endswith(".pkl")]
+            if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
+                raise ValueError("it does not hold one pickle, data.pkl, as what torch saves")
+            if any(m.orig_filename != m.filename for m in members):
+                raise ValueError("it has members of two names")
+            if min(m.header_offset for m in members) != 0 or begins != b"PK\3\4":
+                raise ValueError("it does not begin with its first member")
+            if pickles[0].file_size > _MAX_PICKLE:
+                raise ValueError(f"its pickle has {pickles[0].file_size} bytes, at most {_MAX_PICKLE} are read")
+            content = archive.read(pickles[0])
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"no zip that torch saved: {error}") from error
-    if len(content) != 1:
-        raise ValueError("no zip that torch saved: it does not hold one pickle")
-    for opcode, argument, _ in pickletools.genops(content[0]):
+    for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
             raise ValueError(f"its pickle names things by {opcode.name}")
         if opcode.name == "GLOBAL" and argument not in _NAMES:
@@ -176,16 +188,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     fields |= {"step": int, "epoch": int, "batch": int, "fps": float, "best": float | None}
     wrong = [field for field, kind in fields.items() if field not in state or not isinstance(state[field], kind)]
     wrong += sorted(set(state) - set(fields))
-    if not wrong and not all(isinstance(label, str) for label in state["labels"]):
-        wrong.append("labels")
+    wrong = wrong or [field for field in ("step", "epoch", "batch") if not 0 <= state[field] < _MAX_STEPS]
     if wrong:
         raise ValueError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
     try:
+        check_labels(state["labels"])
         check_parameters(state["parameters"], state["fps"])
         if not 1 <= state["fps"] <= 1000:
             raise ValueError(f"its fps is {state['fps']}, no rate of frames from 1 to 1000")
     except ValueError as error:
-        raise ValueError(f"{name} is a damaged checkpoint (parameters: {error})") from error
+        raise ValueError(f"{name} is a damaged checkpoint (parameters: {printable(error)})") from error
     try:
         _check_model(state["config"].get("model", {}), state["model"], num_classes=len(state["labels"]))
     except ValueError as error:

@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from lipprep.stages.shard.index import Index
 from lipprep.stages.shard.reader import read_samples
 
+_MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
+
 
 class ShardBatches(Dataset):
     """The batches of one split, indexed by arrays of places, (B, 2) int64.
@@ -46,10 +48,18 @@ class ShardBatches(Dataset):
             return ValueError(str(error))
 
     def read(self, places: np.ndarray) -> dict:
-        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index."""
-        samples = [self._sample(shard, position) for shard, position in places.tolist()]
-        lengths = [len(sample["mouth"]) for sample in samples]
+        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch."""
         S = self.crop_size
+        samples = []
+        for shard, position in places.tolist():
+            samples.append(sample := self._sample(shard, position))
+            if len(places) * (size := sample["mouth"].nbytes) > _MAX_BATCH:
+                raise ValueError(
+                    f"shard {self.paths[shard]}: clip {sample['key']} has {len(sample['mouth'])} frames, with which a "
+                    f"batch of {len(places)} takes {len(places) * size} bytes, at most {_MAX_BATCH} are read: lower "
+                    "batch_size, or cut the clip into windows"
+                )
+        lengths = [len(sample["mouth"]) for sample in samples]
         video_BTSS = torch.zeros(len(samples), max(lengths), S, S, dtype=torch.uint8)
         for row, sample in zip(video_BTSS, samples, strict=True):
             row[: len(sample["mouth"])] = torch.from_numpy(sample["mouth"])

@@ -81,7 +81,7 @@ def train(
         _check_resumable(resume, config, index)
         _warn_of_changes(resume, resolved)
         load_weights(model, resume)
-        _load_optimizer(optimizer, resume, config)
+        _load_moments(optimizer, resume)
         done, best = resume.step, resume.best if (run / BEST).is_file() else None
         # A run that was killed while it validated does so first.
         owed = has_val and done > 0 and (done % per_epoch == 0 or done == total) and not has_evaluation(run, done)
@@ -257,13 +257,31 @@ def _check_weights(model: torch.nn.Module, *, step: int) -> None:
         raise ValueError(f"weights after step {step} are no finite numbers: {REMEDY}")
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint, config: Config) -> None:
-    try:
-        optimizer.load_state_dict(checkpoint.optimizer)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"the checkpoint's optimizer state does not fit its model: {error}") from error
-    for group in optimizer.param_groups:  # the checkpoint's settings came along
-        group["weight_decay"] = config.weight_decay
+def _load_moments(optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
+    """Take over the moments of each weight; the settings stay this run's.
+
+    The fused kernel trusts the moments' shapes: others would read beyond the memory that they have.
+    """
+    unfit = "the checkpoint's optimizer state does not fit its model"
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = checkpoint.optimizer.get("state")
+    if state == {} and checkpoint.step == 0:
+        return
+    if not isinstance(state, dict) or set(state) != set(range(len(weights))):
+        raise ValueError(f"{unfit}: it is not that of {len(weights)} weights")
+    taken = {}
+    for number, weight in enumerate(weights):
+        kept = state[number]
+        shapes = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        if not isinstance(kept, dict) or {k: getattr(v, "shape", None) for k, v in kept.items()} != shapes:
+            raise ValueError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
+        try:
+            with torch.no_grad():
+                moments = {k: torch.empty_like(weight).copy_(kept[k]) for k in ("exp_avg", "exp_avg_sq")}
+                taken[number] = {"step": kept["step"].to(torch.float32, copy=True), **moments}
+        except RuntimeError as error:  # tensors of a kind that cannot be copied, as quantized ones
+            raise ValueError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
+    optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _check_resumable(checkpoint: Checkpoint, config: Config, index: Index) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lipprep.stages.atomic import write_text
+from lipprep.stages.untrusted import printable
 
 METRICS = "metrics.jsonl"
 
 
 def warn(text: str) -> None:
-    """Say it on stderr, above any progress bar."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)
+    """Say it on stderr, above any progress bar; what is not printable in it is escaped."""
+    lines = [printable(line) for line in text.split("\n")]
+    tqdm.write("warning: " + "\n".join(lines), file=sys.stderr)
 
 
 class Metrics:

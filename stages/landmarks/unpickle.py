@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 MAX_BYTES = 64 * 2**20  # far above any clip's landmarks; bounds what a hostile file can make us hold
+MAX_CONTAINERS = 10**6  # 14,000 frames of 68 points, each a list of two numbers; a file of 6 kB can ask for millions
+MAX_STEPS = 10**7  # opcodes: those frames take 7 million
 
 _KNOWN = {
     **{
@@ -34,6 +36,10 @@ _OBJECT = re.compile(r"[|]?O[48]?")
 
 _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
+_MAKES = {
+    *("EMPTY_LIST", "EMPTY_DICT", "EMPTY_TUPLE", "LIST", "DICT", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("REDUCE", "BUILD", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"),
+}
 _SETS = {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
 # What opcodes say they push, where that is immutable and holds nothing.
 _KEYS = {
@@ -69,16 +75,20 @@ def load_pickle(content: bytes) -> Any:
 def _check_steps(content: bytes) -> None:
     """Follow a pickle's stack without its objects, and refuse what would never end or fill the memory.
 
-    That is: lengths beyond the file; memo indices beyond the steps, as the unpickler allocates up to them; and
-    keys other than plain ones, as the hash of tuples that hold one tuple twice, and so on, takes forever.
+    That is: more containers, memo entries or steps than landmarks need; lengths beyond the file; memo indices beyond
+    the steps, as the unpickler allocates up to them; and keys other than plain ones, as the hash of tuples that hold
+    one tuple twice, and so on, takes forever.
     """
     stack: list[pickletools.StackObject] = []  # what the opcodes say they push
     marks: list[int] = []
     memo: dict[int, pickletools.StackObject] = {}
-    highest = count = 0
+    highest = count = made = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content), start=1):
         name, before = opcode.name, opcode.stack_before
         keys = []
+        made += name in _MAKES
+        if count > MAX_STEPS or max(made, len(memo)) > MAX_CONTAINERS:
+            raise PickleRefusedError(f"more than {MAX_CONTAINERS} lists and other containers, or {MAX_STEPS} steps")
         if name in _SETS:
             raise PickleRefusedError("sets are not plain data")
         if name in _PUTS:

@@ -13,6 +13,7 @@ import numpy as np
 
 CODECS = ("jpeg", "npy")
 MAX_STRIP = 65500  # libjpeg refuses a taller or wider picture: 682 frames of 96 pixels
+MAX_CROPS = 1 << 28  # bytes of one clip's raw crops: 29,000 frames of 96 pixels, which take a few times that to read
 _MAX_PIXELS = MAX_STRIP * 256  # crops are cut out of frames of 256 pixels
 
 _SEGMENT = re.compile(rb"\xff+([\x01-\xfe])(..)", re.DOTALL)
@@ -64,10 +65,12 @@ def encode_mouth(mouth_TSS: np.ndarray, *, codec: str = "jpeg", quality: int = 9
     """Encode mouth crops (T, S, S) uint8; return the member's extension and its bytes.
 
     Raises ValueError where the strip would be taller than a JPEG can be (T x S > 65,500 pixels), or S is no
-    multiple of 8: frames would share blocks.
+    multiple of 8: frames would share blocks; or where a raw array would have over 256 MiB.
     """
     T, S, _ = mouth_TSS.shape
     check_codec(codec, S)
+    if mouth_TSS.nbytes > MAX_CROPS:
+        raise ValueError(f"{T} frames are too many for one clip ({MAX_CROPS // (S * S)} at most): cut it into windows")
     if codec == "npy":
         return "mouth.npy", npy_bytes(mouth_TSS)
     if T * S > MAX_STRIP:

@@ -17,9 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.untrusted import check_file
 
 INDEX_VERSION = 2
 SPLITS = ("train", "val", "test", "unseen")
+MAX_INDEX = 1 << 26  # bytes of an index.json: some 250,000 shards
+_MAX_SHARDS = 10**6  # and of all other lists and objects in it
+_MAX_SAMPLES = 10**7  # of one shard
+_SMALLEST = 4 * 512  # bytes of a sample: two members, each a header and at least one block
+_JOINERS = str.maketrans("", "", "\u200c\u200d")
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,27 @@ def plain_digest(plain: Mapping) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
+def check_labels(labels: object) -> None:
+    """Raise ValueError where `labels` are no list of words, or one could speak to a terminal.
+
+    Joiners, which are invisible but part of how Persian and Indic words are spelt, may stand in a word.
+    """
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("its labels are no list of words")
+    for label in labels:
+        if not label.translate(_JOINERS).isprintable():
+            raise ValueError(f"its label {ascii(label)[:80]} has characters that cannot be printed")
+
+
 def check_parameters(parameters: Mapping, fps: float) -> None:
     """Raise ValueError where `parameters` or `fps` are none that crops can have been made with."""
     if not isinstance(parameters, Mapping):
         raise ValueError("its parameters are no mapping")
-    if not isinstance(parameters.get("profile"), str):
+    if not _is_name(parameters.get("profile")):
         raise ValueError(f"its profile is {parameters.get('profile')!r}, no name")
+    for name in ("detector", "identity"):
+        if parameters.get(name) is not None and not _is_name(parameters[name]):
+            raise ValueError(f"its {name} is {parameters[name]!r:.80}, no name")
     if not _is_whole(size := parameters.get("crop_size")) or size < 1:
         raise ValueError(f"its crop_size is {size!r}, no number of pixels")
     if not _is_number(fps) or fps <= 0:
@@ -121,7 +142,7 @@ def load_index(folder: Path) -> Index:
     """
     folder = Path(folder)
     index, sha256 = read_index(folder)
-    offsets = read_offsets(folder, index.shards, sha256)
+    # First the tars: what the index says of samples is bounded by bytes that are there.
     for shard in index.shards:
         tar = folder / shard.name
         if not tar.is_file():
@@ -131,7 +152,7 @@ def load_index(folder: Path) -> Index:
                 f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
                 f"run): run `lipprep shards -o {folder}` again"
             )
-    return dataclasses.replace(index, offsets=offsets)
+    return dataclasses.replace(index, offsets=read_offsets(folder, index.shards, sha256))
 
 
 def read_index(folder: Path) -> tuple[Index, str]:
@@ -139,20 +160,34 @@ def read_index(folder: Path) -> tuple[Index, str]:
 
     Raises ValueError where there is none, or it is of an unknown version or damaged. No shard is looked at.
     """
-    folder = Path(folder)
-    path = folder / "index.json"
+    return parse_index(index_text(folder), folder)
+
+
+def index_text(folder: Path) -> str:
+    """The text of index.json. Raises ValueError where there is none, or it is no text, or larger than an index is."""
+    path = Path(folder) / "index.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no index.json: `lipprep shards -o {folder}` makes the shards and their index")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        return check_file(path, "index", limit=MAX_INDEX).read_text(encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
+
+
+def parse_index(text: str, folder: Path) -> tuple[Index, str]:
+    """What `read_index` returns, of an index.json that was read; errors name it as that of `folder`."""
+    path = Path(folder) / "index.json"
+    try:
+        if text.count("[") + text.count("{") > _MAX_SHARDS:  # each takes 30 times its byte
+            raise ValueError("it holds more lists than any index")
+        plain = json.loads(text)
         version = plain.pop("lipprep_index", None)
         if version != INDEX_VERSION:
             raise ValueError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
         check, of_offsets = plain.pop("sha256"), plain.pop("offsets_sha256")
         if check != plain_digest({"lipprep_index": version, **plain, "offsets_sha256": of_offsets}):
             raise ValueError("it was changed or damaged since it was written")
-        if not isinstance(plain["labels"], list) or not all(isinstance(label, str) for label in plain["labels"]):
-            raise ValueError("its labels are no list of words")
+        check_labels(plain["labels"])
         shards = tuple(Shard(**s) for s in plain.pop("shards"))
         for shard in shards:
             _check_shard(shard)
@@ -162,9 +197,10 @@ def read_index(folder: Path) -> tuple[Index, str]:
         check_parameters(index.parameters, index.fps)
         if not all(isinstance(text, str) for text in (index.dataset, index.fingerprint)):
             raise ValueError("its dataset or fingerprint is no text")
-        if not all(_is_whole(clips) for kinds in index.failures.values() for clips in kinds.values()):
-            raise ValueError("its failures are no numbers of clips")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        for split, kinds in index.failures.items():
+            if not all(map(_is_name, (split, *kinds))) or not all(map(_is_whole, kinds.values())):
+                raise ValueError("its failures are no numbers of clips by their class")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
     return index, of_offsets
 
@@ -198,8 +234,11 @@ def _load_offsets(path: Path, sha256: str, shards: Sequence[Shard]) -> dict[str,
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError("it was changed or damaged since it was written, or is another index's")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        # A small zip can promise any amount of zeros: memory is taken for no more than what belongs there.
-        if any(i.file_size > sizes.get(i.filename, 0) + 1024 for i in archive.infolist()):
+        # A small zip can promise any amount of zeros: memory is taken for no more than its own bytes.
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+            raise ValueError("it is compressed, as no index.npz that lipprep writes")
+        if any(m.file_size > sizes.get(m.filename, 0) + 1024 for m in members):
             raise ValueError("it unpacks to more than the offsets of these shards")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {s.name: arrays[s.name] for s in shards}
@@ -210,9 +249,15 @@ def _check_shard(shard: Shard) -> None:
     plain = isinstance(name, str) and name.isascii() and name.isprintable()
     if not plain or name in ("", ".", "..") or "/" in name or "\\" in name:
         raise ValueError(f"{name!r} is no file name of a shard")
-    told = all(isinstance(text, str) and text.isascii() for text in (shard.split, shard.sha256))
+    told = all(_is_name(text) and text.isascii() for text in (shard.split, shard.sha256))
     if not told or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
         raise ValueError(f"what it says of shard {name} is of a wrong form")
+    if shard.samples > _MAX_SAMPLES or shard.samples * _SMALLEST > shard.bytes:
+        raise ValueError(f"it says that shard {name} of {shard.bytes} bytes holds {shard.samples} samples")
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
 
 
 def _is_whole(value: object) -> bool:

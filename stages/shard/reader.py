@@ -5,12 +5,12 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lipprep.stages.shard.codec import decode_mouth
+from lipprep.stages.shard.codec import MAX_CROPS, decode_mouth
 from lipprep.stages.untrusted import check_file, printable
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -19,7 +19,8 @@ _KINDS = (*_PLAIN, tarfile.GNUTYPE_LONGNAME)
 _NAME = re.compile(rb"[\w/@%.\0-]{10}")  # a key's bytes; compressed files begin otherwise
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
 _MAX_JSON = 1 << 20  # bytes of a sample's json, which has eight fields
-_MAX_SAMPLE = 1 << 30  # bytes: 100,000 raw frames of 96 pixels
+_MAX_SAMPLE = MAX_CROPS + 2 * _MAX_JSON  # bytes, with headers and json
+_MAX_READ = 1 << 31  # bytes of neighbouring samples
 
 
 class TarMembers:
@@ -28,8 +29,8 @@ class TarMembers:
     Nothing is ever written: a member may call itself `../x` or `/x`, it is a name and no more.
     """
 
-    def __init__(self, path: Path, *, whole: bool = True) -> None:
-        """Raises ValueError where the file is no tar of plain members or, unless `whole` is false, is cut short."""
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError where the file is no tar of plain members, or is cut short."""
         self.path = check_file(Path(path), "tar")
         self._file = self.path.open("rb")
         self._places: dict[str, tuple[int, int]] = {}
@@ -41,10 +42,9 @@ class TarMembers:
                         raise tarfile.TarError(f"its member {printable(info.name)} is no plain file")
                     self._places[info.name] = info.offset_data, info.size
         except (tarfile.TarError, MemoryError, OverflowError) as error:  # a header may claim more than any memory
-            if whole or not self._places:
-                self._file.close()
-                reason = printable(error) or "a header claims more than there is"
-                raise ValueError(f"{self.path} is no readable tar ({reason}): make it again") from error
+            self._file.close()
+            reason = printable(error) or "a header claims more than there is"
+            raise ValueError(f"{self.path} is no readable tar ({reason}): make it again") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -66,6 +66,29 @@ class TarMembers:
 
     def __exit__(self, *_) -> None:
         self._file.close()
+
+
+def read_members(path: Path, offset: int, names: Sequence[str]) -> list[bytes]:
+    """The bytes of the members `names`, which stand one after another from byte `offset` of a tar on.
+
+    The tar may be unfinished. Raises ValueError where other members stand there, or it ends before.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            payloads = []
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for name in names:
+                    info = tar.next()
+                    if info is None or info.name != name or info.type not in _PLAIN or info.issparse():
+                        raise ValueError(f"{path} does not hold {printable(name)} where it should")
+                    file.seek(info.offset_data)
+                    if len(payload := file.read(info.size)) != info.size:
+                        raise ValueError(f"{path} ends inside its member {printable(name)}")
+                    payloads.append(payload)
+            return payloads
+    except (tarfile.TarError, OSError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read at byte {offset}: {printable(error)}") from error
 
 
 def decode_sample(sample: dict) -> dict:
@@ -93,18 +116,23 @@ def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict
 
     `offsets` (samples + 1,) int64 are the bytes where samples start and the last one ends, as the index has
     them. webdataset expands and groups the members. Raises ValueError, naming the shard, where what stands
-    there is not as many whole samples.
+    there is not as many whole samples, or larger than samples are.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
     start, end = int(offsets[positions.start]), int(offsets[positions.stop])
-    if end - start > _MAX_SAMPLE * len(positions):
-        raise ValueError(f"shard {path} has samples of {end - start} bytes: run `lipprep shards` again")
+    largest = int(np.diff(offsets[positions.start : positions.stop + 1]).max(initial=0))
+    if largest > _MAX_SAMPLE:
+        raise ValueError(
+            f"shard {path} has a sample of {largest} bytes, at most {_MAX_SAMPLE} are read: cut its clip into windows"
+        )
+    if end - start > _MAX_READ:
+        raise ValueError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
     with Path(path).open("rb") as file:
         file.seek(start)
         data = file.read(end - start)
-    # The slice of a tar between two samples is a tar without its closing blocks.
-    source = {"url": os.fspath(path), "stream": io.BytesIO(data + bytes(1024))}
+    # The slice of a tar between two samples is a tar but for its closing blocks, which tarfile can do without.
+    source = {"url": os.fspath(path), "stream": io.BytesIO(data)}
     try:
         _check_members(data)
         samples = [decode_sample(s) for s in group_by_keys(tar_file_expander([source]))]

@@ -89,6 +89,13 @@ def test_durations_that_are_none_are_refused(duration, make_shards, tmp_path, mo
         batches_of(folder).read(np.array([[0, 0]]))
 
 
+def test_a_batch_beyond_the_memory_is_refused(make_shards, tmp_path, monkeypatch):
+    folder = make_shards(tmp_path, splits={"train": [3]})
+    monkeypatch.setattr(loader, "_MAX_BATCH", 3 * 9 * 96 * 96 - 1)
+    with pytest.raises(ValueError, match=r"train-0000\.tar: clip .* has 9 frames.*lower batch_size"):
+        batches_of(folder).read(np.array([[0, 0], [0, 1], [0, 2]]))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_sample_names_its_shard(shards, tmp_path, workers):
     folder = shutil.copytree(shards, tmp_path / "shards")

@@ -209,6 +209,40 @@ def test_what_cannot_change_on_the_way_is_refused(override, message, trained_run
         train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
 
 
+@pytest.mark.parametrize("wrong", ["shape", "more", "fewer", "kind", "names", "form"])
+def test_moments_that_do_not_fit_their_weights_are_refused(wrong, trained_run, shards, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    _, config, checkpoint = open_run(run, overrides=["epochs=7"], resume="auto")
+    state = checkpoint.optimizer["state"]
+    match wrong:
+        case "shape":
+            state[0]["exp_avg_sq"] = torch.zeros(1)
+        case "more":
+            state[len(state)] = state[0]
+        case "fewer":
+            del state[0]
+        case "kind":
+            state[0]["exp_avg"] = 1.0
+        case "names":
+            state[0]["max_exp_avg_sq"] = state[0]["exp_avg_sq"]
+        case "form":
+            checkpoint.optimizer["state"] = [state]
+    with pytest.raises(ValueError, match="optimizer state does not fit its model"):
+        train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+
+
+def test_a_checkpoint_changes_no_setting_of_the_optimizer(trained_run, shards, tmp_path):
+    weights = []
+    for name in "ab":
+        run = shutil.copytree(trained_run, tmp_path / name)
+        _, config, checkpoint = open_run(run, overrides=["epochs=7"], resume="auto")
+        if name == "b":
+            checkpoint.optimizer["param_groups"] = [{"betas": (0.0, 0.0), "eps": 1e9, "amsgrad": True}]
+        train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+        weights.append(load_checkpoint(run / "last.pt").model)
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_other_shards_are_refused_on_resuming(make_shards, trained_run, tmp_path):
     shards = make_shards(tmp_path / "shards", splits={"train": [48]}, seed=5)
     _, config, checkpoint = open_run(tmp_path / "r", overrides=["epochs=9"], resume=str(trained_run))

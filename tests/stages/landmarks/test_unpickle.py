@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lipprep.stages.landmarks import unpickle
 from lipprep.stages.landmarks.unpickle import PickleRefusedError, load_pickle
 
 
@@ -154,6 +155,24 @@ def test_memory_is_bounded():
     for content in (b"Nr\xff\xff\xff\x7f.", b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"."):
         with pytest.raises(PickleRefusedError):
             load_pickle(content)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_landmarks_as_lists_of_numbers_are_within_the_bounds(protocol):
+    frames = [[[float(t), float(n)] for n in range(68)] for t in range(300)]
+    same(load_pickle(pickle.dumps(frames, protocol)), frames)
+    persons = np.array(
+        [[{"id": n, "facial_landmarks": np.ones((68, 2))} for n in range(3)] for _ in range(300)], object
+    )
+    same(load_pickle(pickle.dumps(persons, protocol)), persons)
+
+
+@pytest.mark.parametrize("made", [b"]" * 1001, b"]" + b"\x94" * 1002, b"N0" * 5001])
+def test_more_than_landmarks_need_is_refused(made, monkeypatch):
+    monkeypatch.setattr(unpickle, "MAX_CONTAINERS", 1000)
+    monkeypatch.setattr(unpickle, "MAX_STEPS", 10_000)
+    with pytest.raises(PickleRefusedError, match="more than"):
+        load_pickle(b"\x80\x04(" + made + b"l.")
 
 
 def shared_tuples(depth):

@@ -47,6 +47,8 @@ def test_what_a_strip_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="682 at most"):
         encode_mouth(np.zeros((683, 96, 96), np.uint8))
     assert len(decode_mouth(*encode_mouth(np.zeros((682, 96, 96), np.uint8)))) == 682
+    with pytest.raises(ValueError, match="too many for one clip"):
+        encode_mouth(np.broadcast_to(np.uint8(0), (1 << 16, 65, 65)), codec="npy")
     with pytest.raises(ValueError, match="unknown codec"):
         check_codec("png", 96)
 
@@ -237,6 +239,14 @@ def test_what_does_not_fit_the_index_is_named(indexed):
         ({"parameters": {"profile": "lrw2021", "crop_size": 96, "exact": "no"}}, "exact"),
         ({"labels": "ab"}, "labels"),
         ({"labels": [1, 2]}, "labels"),
+        *(
+            ({"shards": [{"name": "x", "split": split, "samples": n, "bytes": size, "sha256": ""}]}, message)
+            for split, n, size, message in (
+                ("train", 2, 4095, "2 samples"),
+                ("train", 10**7 + 1, 10**12, "10000001 samples"),
+                ("\x1b", 1, 2048, "wrong form"),
+            )
+        ),
         ({"fps": 0}, "fps"),
         ({"fps": math.nan}, "fps"),
         ({"fps": math.inf}, "fps"),
