@@ -120,6 +120,8 @@ def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
+    if not positions:
+        return []
     start, end = int(offsets[positions.start]), int(offsets[positions.stop])
     largest = int(np.diff(offsets[positions.start : positions.stop + 1]).max(initial=0))
     if largest > _MAX_SAMPLE:

@@ -8,8 +8,8 @@ from lipprep.pipeline.records import commit, read_entries, read_header, record_p
 from lipprep.stages.shard.writer import TarWriter
 
 ENTRIES = [
-    {"key": "a", "status": "ok", "seconds": 0.5, "members": ["json"]},
-    {"key": "b", "status": "failed", "class": "no_face", "message": "no face", "seconds": 0.25},
+    {"key": "a", "status": "ok", "seconds": 0.5, "maker": "0", "members": ["json"]},
+    {"key": "b", "status": "failed", "class": "no_face", "message": "no face", "seconds": 0.25, "maker": "0"},
 ]
 
 
