@@ -87,6 +87,9 @@ class _NoJournal:
     def working(self, *_: object) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
     def done(self, *_: object) -> None:
         pass
 

@@ -173,7 +173,10 @@ PARTS = st.binary(min_size=1, max_size=40).filter(
 )
 
 
-@given(names=st.lists(st.lists(PARTS, min_size=1, max_size=3), min_size=1, max_size=6), word=st.text(min_size=1).filter(str.isprintable))
+WORD = st.text(min_size=1).filter(str.isprintable)
+
+
+@given(names=st.lists(st.lists(PARTS, min_size=1, max_size=3), min_size=1, max_size=6), word=WORD)
 @settings(max_examples=80, deadline=None)
 def test_any_file_name_survives(names, word, tmp_path_factory):
     import os
