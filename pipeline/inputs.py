@@ -4,6 +4,7 @@ Size and time of change are looked at before every run. What a clip is made from
 that was only touched or copied costs a look, not the work again.
 """
 
+import contextlib
 import hashlib
 import json
 import stat
@@ -44,6 +45,15 @@ def content_digest(path: Path) -> str | None:
         return f"sampled-{content.hexdigest()}"
     except (OSError, ValueError):
         return None
+
+
+def read_through(path: Path) -> None:
+    """Read a file so that whoever reads it next need not wait for the disk. A large one is left to the system."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG((found := path.stat()).st_mode) and found.st_size <= _WHOLE:
+            with path.open("rb", buffering=0) as file:
+                while file.read(_BLOCK):
+                    pass
 
 
 def archive_name(video: str) -> str:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,17 @@ from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
 from lipprep.stages.crop import Crop, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.landmarks import Detector, load_detector, track
+from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
+from lipprep.stages.stopwatch import spent, spent_on
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, read_frames
 
 LANDMARKS = "landmarks.npy"
 MOUTH = "mouth.npy"
 CLIP_TIMEOUT = 120.0  # seconds: hundreds of times what a clip of a word takes
+_TOGETHER = 64  # videos: nearly two thousand frames of LRW
+_HELD = 1 << 28  # bytes of decoded frames that wait to be tracked together
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,22 @@ def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Ma
         from lipprep.stages.landmarks.archive import read_archive
 
         name = archive_name(video)
-        found = read_archive(Path(job.wanted.archive), name, person=(job.persons or {}).get(name, 0))
-        first, frames = 0, None
-    else:
-        first, last = span(clips)
-        frames = SoundFrames(read_frames(job.root / video, fps=job.fps, first=first, last=last), first=first)
-        found = track(frames, _detector(job.wanted.detector, job.device))
+        with spent("decode"):
+            found = read_archive(Path(job.wanted.archive), name, person=(job.persons or {}).get(name, 0))
+        return _landmarks(video, clips, found, None)
+    frames = _frames_to_track(job, video, clips)
+    found = track(spent_on("decode", map(np.asarray, frames)), _detector(job.wanted.detector, job.device))
+    return _landmarks(video, clips, found, frames)
+
+
+def _frames_to_track(job: Job, video: str, clips: list[Clip]) -> SoundFrames:
+    first, last = span(clips)
+    return SoundFrames(read_frames(job.root / video, fps=job.fps, first=first, last=last), first=first)
+
+
+def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: SoundFrames | None) -> list[Made]:
+    """Each clip's part of what was `found` in the frames that its video's clips see; `frames` None: in an archive."""
+    first = 0 if frames is None else span(clips)[0]
     made = []
     for clip in clips:
         if frames is not None and (failure := frames.lacks(clip.start, clip.num_frames)) is not None:
@@ -130,6 +144,58 @@ def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Ma
             figures["max_faces"] = found.max_faces
             made.append(Made({LANDMARKS: npy_bytes(points.astype(np.float32))}, figures))
     return made
+
+
+def _landmark_groups(job: Job, videos: list[tuple[str, list[Clip]]], detector: BatchDetector) -> list[list[Made]]:
+    """Landmarks of the clips of several videos, whose frames a detector works on together."""
+    made: list[list[Made]] = [[] for _ in videos]
+    held: list[tuple[int, SoundFrames, list[np.ndarray]]] = []  # what is decoded and not tracked yet
+    room = _HELD
+
+    def track_held() -> None:
+        with spent(detector.name):
+            tracked = _track_all([pictures for _, _, pictures in held], detector)
+        for (n, frames, _), found in zip(held, tracked, strict=True):
+            failed = isinstance(found, Exception)
+            made[n] = [reason(found)] * len(videos[n][1]) if failed else _landmarks(*videos[n], found, frames)
+        held.clear()
+
+    for n, (video, clips) in enumerate(videos):
+        pictures: list[np.ndarray] = []
+        try:
+            frames = _frames_to_track(job, video, clips)
+            rest = spent_on("decode", map(np.asarray, frames))
+            for picture in rest:
+                pictures.append(picture)
+                room -= picture.nbytes
+                if room < 0 and held:
+                    track_held()
+                    room = _HELD - sum(p.nbytes for p in pictures)
+                if room < 0:  # a long video: frame by frame
+                    made[n] = _landmarks(video, clips, track(chain(pictures, rest), detector), frames)
+                    break
+            else:
+                held.append((n, frames, pictures))
+        except Exception as error:
+            made[n] = [reason(error)] * len(clips)
+    track_held()
+    return made
+
+
+def _track_all(clips: list[list[np.ndarray]], detector: BatchDetector) -> list[ClipLandmarks | Exception]:
+    """The landmarks of clips, together; where that fails each by itself, so that none fails for another."""
+    import torch
+
+    try:
+        return track_clips(clips, detector)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"the device has too little memory ({str(error).splitlines()[0]}): let fewer workers share it (-j)"
+        ) from error
+    except Exception as error:
+        if len(clips) == 1:
+            return [error]
+        return [_track_all([clip], detector)[0] for clip in clips]
 
 
 def _figures(points: np.ndarray) -> dict:
@@ -156,7 +222,8 @@ def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list
 def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
     first, last = span(clips)
     read = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
-    sound = frames = SoundFrames(read, first=first)
+    sound = SoundFrames(read, first=first)
+    frames = spent_on("decode", sound)
     parameters = crop_parameters(job.wanted)
     if not parameters.needs_landmarks:
         frames = _boxed(frames, parameters.box, video)  # how many there are, only they tell
@@ -167,8 +234,8 @@ def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None
         Window(c.start, (c.num_frames or len(frames)) if p is None else len(p), p)
         for c, p in zip(clips, points, strict=True)
     ]
-    face = _face(job.wanted.mean_face)
-    cut = crop_clips(frames, windows, parameters, first=first, face=face)
+    with spent("warp"):
+        cut = crop_clips(frames, windows, parameters, first=first, face=_face(job.wanted.mean_face))
     return [sound.lacks(c.start, c.num_frames) or crop for c, crop in zip(clips, cut, strict=True)]
 
 
@@ -192,7 +259,8 @@ def _crop_group(job: Job, video: str, clips: list[Clip], points: list) -> list[M
 def pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
     """The sample of a clip whose mouth crops (T, S, S) uint8 are there."""
     try:
-        extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
+        with spent("encode"):
+            extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
     except ValueError as error:
         return failed("too_long", str(error))
     return Made({extension: payload, "json": sample_json(clip, len(mouth))}, figures)
@@ -226,3 +294,28 @@ GROUP: dict[str, Callable[[Job, str, list[Clip], list], list[Made]]] = {
     "crops": _crop_group,
     "shards": _shard_group,
 }
+
+
+def together(job: Job) -> int:
+    """How many videos are worked on together: several where the detector gains by it."""
+    return _TOGETHER if _batch_detector(job) is not None else 1
+
+
+def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]]) -> list[list[Made]]:
+    """What becomes of the clips of some videos: (video, clips, what each is made from)."""
+    if (detector := _batch_detector(job)) is not None:
+        return _landmark_groups(job, [(video, clips) for video, clips, _ in groups], detector)
+    made = []
+    for video, clips, inputs in groups:
+        try:
+            made.append(GROUP[job.stage](job, video, clips, inputs))
+        except Exception as error:
+            made.append([reason(error)] * len(clips))
+    return made
+
+
+def _batch_detector(job: Job) -> BatchDetector | None:
+    if job.stage != "landmarks" or job.wanted.detector == "archive":
+        return None
+    detector = _detector(job.wanted.detector, job.device)
+    return detector if isinstance(detector, BatchDetector) else None

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,7 @@ from typing import BinaryIO
 from lipprep.stages.atomic import fsync_folder, replacing
 from lipprep.stages.shard.writer import TarWriter
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 LONGEST_HEADER = 1 << 24  # bytes of a header; a line without an end takes no more memory
 # Other versions of these may give other bytes for the same clip.
 _PACKAGES = ("ai-edge-litert", "av", "numpy", "opencv-python")
@@ -47,9 +47,9 @@ def package_versions() -> dict[str, str]:
 
 
 @cache
-def maker() -> str:
-    """A short name for this kind of CPU with these packages; it stays with a clip that is copied."""
-    kind = json.dumps([cpu_kind(), package_versions()], sort_keys=True)
+def maker(device: str = "cpu") -> str:
+    """A short name for this kind of CPU or device with these packages; it stays with a clip that is copied."""
+    kind = json.dumps([cpu_kind() if device == "cpu" else device, package_versions()], sort_keys=True)
     return hashlib.sha256(kind.encode()).hexdigest()[:8]
 
 
@@ -60,12 +60,13 @@ def _sealed(header: dict) -> bytes:
 
 
 def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
-    """Publish a tar and then its record; return the record's header.
+    """Publish a tar, which is closed, and then its record; return the record's header.
+
+    The header's `parts` are the seconds that were spent beside the clips' own; theirs are added.
 
     Both are whole on the disk before the old ones are touched: a disk that is full costs nothing. Then the old
     record goes first: at no moment does a record stand beside a tar that it does not describe.
     """
-    tar.close()
     lines = b"".join(json.dumps(e, allow_nan=False).encode() + b"\n" for e in entries)
     counts = Counter("ok" if e["status"] == "ok" else root_class(e) for e in entries)
     header = {
@@ -73,7 +74,7 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
         **header,
         "planned": len(entries),
         "counts": dict(sorted(counts.items())),
-        "seconds": round(sum(e["seconds"] for e in entries), 6),
+        "parts": _total_parts(header["parts"], entries),
         "entries": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()},
         "tar": {"bytes": tar.bytes, "sha256": tar.sha256},
         "makers": sorted({e["maker"] for e in entries}),
@@ -86,6 +87,13 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
         uncommit(tar.path)
         tar.publish()
     return header
+
+
+def _total_parts(parts: Mapping[str, float], entries: Sequence[dict]) -> dict[str, float]:
+    total = Counter(parts)
+    for entry in entries:
+        total.update(entry["parts"])
+    return {part: round(seconds, 6) for part, seconds in total.most_common()}
 
 
 def uncommit(tar: Path) -> None:

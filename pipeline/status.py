@@ -39,17 +39,25 @@ def as_json(chunks: Sequence[Chunk], *, timing: bool = False) -> list[dict]:
 
 def _timing(chunks: Sequence[Chunk]) -> dict:
     """The work of making clips, in seconds of one worker; copies keep the time that they once took."""
-    seconds = sum(c.header["seconds"] for c in chunks)
+    parts = Counter()
+    for chunk in chunks:
+        parts.update(chunk.header["parts"])
+    seconds = sum(parts.values())
     clips = sum(c.header["planned"] for c in chunks)
-    slowest = max(chunks, key=lambda c: c.header["seconds"] / c.header["planned"], default=None)
+    slowest = max(chunks, key=_seconds_a_clip, default=None)
     return {
         "clips": clips,
+        "parts": {part: round(spent, 3) for part, spent in parts.most_common()},
         "worker_seconds": round(seconds, 3),
         "ms_a_clip": round(1e3 * seconds / clips, 3) if clips else None,
         "clips_a_second_a_worker": round(clips / seconds, 2) if seconds else None,
         "slowest_chunk": slowest and slowest.tar.stem,
-        "slowest_ms_a_clip": slowest and round(1e3 * slowest.header["seconds"] / slowest.header["planned"], 3),
+        "slowest_ms_a_clip": slowest and round(1e3 * _seconds_a_clip(slowest), 3),
     }
+
+
+def _seconds_a_clip(chunk: Chunk) -> float:
+    return sum(chunk.header["parts"].values()) / chunk.header["planned"]
 
 
 def table(rows: Sequence[dict]) -> str:
@@ -68,15 +76,19 @@ def table(rows: Sequence[dict]) -> str:
             )
         lines += [f"    failed: {kind} ({count} clips)" for kind, count in row["clips"].items() if kind != "ok"]
         if timing := row.get("timing"):
-            lines.append(_timing_line(timing))
+            lines += _timing_lines(timing)
     return "\n".join(lines)
 
 
-def _timing_line(timing: dict) -> str:
+def _timing_lines(timing: dict) -> list[str]:
     if not timing["clips"] or timing["clips_a_second_a_worker"] is None:
-        return "    time: nothing was made yet"
-    return (
+        return ["    time: nothing was made yet"]
+    spent = ", ".join(
+        f"{part} {100 * seconds / timing['worker_seconds']:.1f} %" for part, seconds in timing["parts"].items()
+    )
+    return [
         f"    time: {timing['worker_seconds']:.1f} s of one worker, {timing['ms_a_clip']:.1f} ms a clip, "
         f"{timing['clips_a_second_a_worker']:.1f} clips/s a worker; slowest chunk {timing['slowest_chunk']} with "
-        f"{timing['slowest_ms_a_clip']:.1f} ms a clip"
-    )
+        f"{timing['slowest_ms_a_clip']:.1f} ms a clip",
+        f"          {spent}",
+    ]

@@ -73,7 +73,8 @@ def smooth_forward(points_TKD: np.ndarray, window: int = 12) -> np.ndarray:
     Looks forward, not around: the 2021 version's queue. The window shrinks to a clip that is shorter.
     """
     window = min(window, len(points_TKD))
-    return np.lib.stride_tricks.sliding_window_view(points_TKD, window, axis=0).mean(-1)
+    sums = np.concatenate([np.zeros_like(points_TKD[:1]), np.cumsum(points_TKD, 0)])
+    return (sums[window:] - sums[:-window]) / window
 
 
 def smooth_centred(points_TKD: np.ndarray, margin: int = 6) -> np.ndarray:
@@ -93,17 +94,17 @@ def apply(matrix_T23: np.ndarray, points_TKD: np.ndarray) -> np.ndarray:
 
 def _align_2021(points_TKD: np.ndarray, mean_face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     stable = [33, 36, 39, 42, 45]
-    fitted = similarity(smooth_forward(points_TKD)[:, stable], mean_face[stable])
+    fitted = similarity(smooth_forward(points_TKD[:, stable]), mean_face[stable])
     # The last frames, for which no window is left, re-use the last transform.
     matrix_T23 = fitted[np.arange(len(points_TKD)).clip(max=len(fitted) - 1)]
-    return matrix_T23, apply(matrix_T23, points_TKD)[:, MOUTH].mean(1)
+    return matrix_T23, apply(matrix_T23, points_TKD[:, MOUTH]).mean(1)
 
 
 def _align_2022(points_TKD: np.ndarray, mean_face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     stable = [28, 33, 36, 39, 42, 45, 48, 54]
     smoothed = smooth_centred(points_TKD)
     matrix_T23 = robust_similarity(smoothed[:, stable], mean_face[stable])
-    return matrix_T23, apply(matrix_T23, smoothed)[:, MOUTH].mean(1)
+    return matrix_T23, apply(matrix_T23, smoothed[:, MOUTH]).mean(1)
 
 
 def _unaligned(points_TKD: np.ndarray, mean_face: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr
 from lipprep.stages.video import GrayFrame
 
+_AT_ONCE = 1 << 20  # bytes of frames' parts that are warped in a row: about three clips of LRW
+
 
 @dataclass(frozen=True)
 class CropParameters:
@@ -95,7 +97,11 @@ def _bilinear(frame_HWC: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarra
 
 
 class _Cutter:
-    """Cuts one clip's patches as the frames come by."""
+    """Cuts one clip's patches as the frames come by.
+
+    What a patch sees of its frame is kept until there are several: decoder and warp in turn, frame by frame, would
+    drive each other's code and data out of the cache.
+    """
 
     def __init__(self, matrix_T23: np.ndarray, frame_shape: tuple[int, ...], parameters: CropParameters) -> None:
         self._profile: Profile = find_profile(parameters.profile)
@@ -112,25 +118,44 @@ class _Cutter:
         low_T2, high_T2 = source_T42.min(1), source_T42.max(1)
         self.outside = (low_T2 < 0).any(1) | (high_T2 > [W - 1, H - 1]).any(1)
         # One pixel more on each side for the interpolation; an empty part (a patch wholly outside) keeps a pixel.
-        self._low = np.clip(np.floor(low_T2).astype(int) - 1, 0, [W - 1, H - 1])
-        self._high = np.clip(np.ceil(high_T2).astype(int) + 2, self._low + 1, [W, H])
+        low_T2 = np.clip(np.floor(low_T2).astype(int) - 1, 0, [W - 1, H - 1])
+        high_T2 = np.clip(np.ceil(high_T2).astype(int) + 2, low_T2 + 1, [W, H])
+        self._parts = np.concatenate([low_T2, high_T2], axis=1).tolist()
         self._matrix = matrix_T23.copy()
-        self._matrix[:, :, 2] += (matrix_T23[:, :, :2] @ self._low[:, :, None])[:, :, 0]
+        self._matrix[:, :, 2] += (matrix_T23[:, :, :2] @ low_T2[:, :, None])[:, :, 0]
+        self._seen: list[tuple[int, np.ndarray]] = []  # frame's number in the clip, what its patch sees
+        self._held = 0  # bytes of them
 
     def cut(self, t: int, frame: GrayFrame | np.ndarray) -> None:
-        (x0, y0), (x1, y1) = self._low[t], self._high[t]
-        part, matrix, size = frame[y0:y1, x0:x1], self._matrix[t], self._patch.shape
+        """Take from `frame` what the patch of the clip's frame `t` sees."""
+        x0, y0, x1, y1 = self._parts[t]
+        part = np.ascontiguousarray(frame[y0:y1, x0:x1])  # a view would keep the whole frame
+        self._seen.append((t, part))
+        self._held += part.nbytes
+        if self._held >= _AT_ONCE:
+            self._warp_seen()
+
+    def _warp_seen(self) -> None:
+        for t, part in self._seen:
+            self._warp(t, part)
+        self._seen.clear()
+        self._held = 0
+
+    def _warp(self, t: int, part: np.ndarray) -> None:
+        matrix, size = self._matrix[t], self._patch.shape
         if not self._exact:
             # Floats keep what an 8-bit warp would round away, and are faster here.
             cv2.warpAffine(part.astype(np.float32), matrix, size, dst=self._patch)
             self.mouth[t] = self._patch if self._profile.truncate else np.rint(self._patch)
         elif self._profile.gray_first:
-            cv2.warpAffine(gray_from_bgr(np.ascontiguousarray(part)), matrix, size, dst=self.mouth[t])
+            cv2.warpAffine(gray_from_bgr(part), matrix, size, dst=self.mouth[t])
         else:
             self.mouth[t] = gray_from_bgr(_bilinear(part, matrix, size[0]))
 
     def crop(self) -> Crop:
-        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), float(self.mouth.mean()))
+        self._warp_seen()
+        brightness = cv2.mean(self.mouth.reshape(-1, self.mouth.shape[-1]))[0]
+        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), brightness)
 
 
 def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, frame_shape: tuple) -> np.ndarray:

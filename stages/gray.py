@@ -6,12 +6,16 @@ import numpy as np
 # ITU-R BT.601: limited-range luma runs from 16 to 235. Conversions by way of 8-bit BGR (FFmpeg's, and so
 # cv2.VideoCapture's) truncate each channel, and skin loses one level more to its chroma: over faces of real
 # and of drawn videos, the mean gray of every luma value lies 0.1 to 0.2 above this table.
-_LIMITED = np.clip((np.arange(256) - 16) * 255 // 219 - 1, 0, 255).astype(np.uint8)
+LIMITED = np.clip((np.arange(256) - 16) * 255 // 219 - 1, 0, 255).astype(np.uint8)
+# The same by a line that is rounded, which takes half as long as looking up: its values are 1/73 apart, so that half of
+# that puts each clear of a tie.
+_SLOPE = 255 / 219
+_OFFSET = -16 * _SLOPE - 1 - 0.5 + 0.5 / 73
 
 
 def gray_from_luma(luma: np.ndarray) -> np.ndarray:
-    """Limited-range luma (H, W) uint8 to the full-range gray that a conversion through BGR would give."""
-    return cv2.LUT(luma, _LIMITED)
+    """Limited-range luma (H, W) uint8 to the full-range gray that a conversion through BGR would give: `LIMITED`."""
+    return cv2.addWeighted(luma, _SLOPE, luma, 0, _OFFSET)
 
 
 def gray_from_bgr(bgr: np.ndarray) -> np.ndarray:

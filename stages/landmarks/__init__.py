@@ -1,23 +1,41 @@
 """Face landmarks: 68 iBUG points a frame, from a detector or from a published archive.
 
 Detectors stand behind one small interface (`Detector`): `mesh` is inside the package, `fan` and `dlib` need
-weights of other people. `track` follows one face through a clip with any of them; `read_archive` reads the
-landmark files of the field instead.
+weights of other people. `track` follows one face through a clip with any of them, `track_clips` through many clips
+at once; `read_archive` reads the landmark files of the field instead.
 """
 
+from lipprep.stages.landmarks.batch import BatchDetector, track_clips
 from lipprep.stages.landmarks.detector import Detector, Face, choose_face
 from lipprep.stages.landmarks.track import ClipLandmarks, track
 
-__all__ = ["DETECTORS", "ClipLandmarks", "Detector", "Face", "choose_face", "load_detector", "track"]
+__all__ = [
+    "DETECTORS",
+    "BatchDetector",
+    "ClipLandmarks",
+    "Detector",
+    "Face",
+    "choose_face",
+    "load_detector",
+    "track",
+    "track_clips",
+]
 
 DETECTORS = ("mesh", "fan", "dlib")
 
 
 def load_detector(name: str, *, device: str = "cpu") -> Detector:
-    """Load a detector by name: mesh, fan or dlib. `device` is a torch device and matters to fan alone.
+    """Load a detector by name: mesh, fan or dlib. `device` is a torch device for mesh and fan; dlib knows none.
 
-    Raises ValueError for another name, and where the weights or the package of a detector are missing.
+    Raises ValueError for another name, where the weights or the package of a detector are missing, and for a device
+    that is not there.
     """
+    if name in ("mesh", "fan") and device != "cpu":
+        _check_device(device)
+    if name == "mesh" and device != "cpu":
+        from lipprep.stages.landmarks.torch_mesh import TorchMesh
+
+        return TorchMesh(device=device)
     if name == "mesh":
         from lipprep.stages.landmarks.mesh import Mesh
 
@@ -31,3 +49,17 @@ def load_detector(name: str, *, device: str = "cpu") -> Detector:
 
         return Dlib()
     raise ValueError(f"unknown landmark detector {name!r}; choose one of {', '.join(DETECTORS)}")
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError where torch has no such device."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        # CUDA is only counted: a tensor there would take memory for the life of a process that may just plan.
+        if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+            torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(f"there is no torch device {name!r} ({reason}): use --device cpu") from error

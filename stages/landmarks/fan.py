@@ -3,19 +3,27 @@ problem?"), the network of the face-alignment package.
 
 Faces come from the embedded BlazeFace, and are cropped as face-alignment crops its own detectors' boxes. Its
 points are whole heat map pixels and a quarter; ours are the maximum of a Gaussian through the neighbours of
-the peak. Tested on the network with random weights and on drawn heat maps: the published weights are not
-part of this package. One face takes about a third of a second on a CPU core: this detector wants a GPU.
+the peak. One face takes about a third of a second on a CPU core: this detector wants a GPU, where it crops and
+decodes too, and runs the network in half precision.
+
+Tested on the CPU, on the network with random weights and on drawn heat maps: the published weights are not part of
+this package, and it has never been run on a GPU.
 """
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from lipprep.stages.landmarks.detector import Face, weights_identity
 from lipprep.stages.landmarks.mesh import Mesh
+from lipprep.stages.landmarks.track import ClipLandmarks, track
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = "2DFAN4-11f355bf06.pth.tar"
 WEIGHTS_URL = f"https://www.adrianbulat.com/downloads/python-fan/{WEIGHTS}"
@@ -24,6 +32,8 @@ HEATMAP_SIZE = 64
 # face-alignment's own: pixels of the crop's side for each unit of width + height, and the shift upwards.
 SIDE_SCALE = 200 / 195
 SHIFT_UP = 0.12
+BATCH = 128  # crops; in half precision about three gigabytes of activations
+CPU_BATCH = 4  # a CPU gains nothing by more
 
 
 def weights_path() -> Path:
@@ -56,14 +66,22 @@ class Fan:
         return {key: value for key, value in vars(self).items() if key != "_network"}
 
     @cached_property
-    def _network(self):  # a torch module: (N, 3, 256, 256) float32 in 0..1 -> (N, 68, 64, 64)
+    def _network(self) -> "torch.nn.Module":  # (N, 3, 256, 256) in 0..1 -> stages of (N, 68, 64, 64)
+        import torch
         from face_alignment import FaceAlignment, LandmarksType
 
-        # compile needs a C++ compiler; `folder` is the one detector that loads no weights of its own.
+        # compile needs a C++ compiler; `folder` is the one detector that loads no weights of its own. On the CPU first:
+        # for CUDA it would have cudnn choose its algorithms by timing, for the whole process.
         loaded = FaceAlignment(
-            LandmarksType.TWO_D, device=self.device, flip_input=False, compile=False, face_detector="folder"
+            LandmarksType.TWO_D, device="cpu", flip_input=False, compile=False, face_detector="folder"
         )
-        return loaded.face_alignment_net
+        return loaded.face_alignment_net.to(self.device, self._dtype, memory_format=torch.channels_last)
+
+    @property
+    def _dtype(self) -> "torch.dtype":
+        import torch
+
+        return torch.float16 if torch.device(self.device).type == "cuda" else torch.float32
 
     def faces(self, frame: np.ndarray) -> list[Face]:
         """Give every face of a gray frame (H, W) uint8."""
@@ -71,45 +89,88 @@ class Fan:
 
     def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray, None]:
         """Give the 68 points (68, 2) float32 in pixels; every frame is detected anew, so no next face."""
+        return self._fit_all([(frame, face)])[0], None
+
+    def track_clips(self, clips: Sequence[Sequence[np.ndarray]]) -> list[ClipLandmarks]:
+        """Give what `track` gives for each clip, gray frames (H, W) uint8; the network sees many frames at once."""
+        chosen = _Chosen(self)
+        tracked = [track(clip, chosen) for clip in clips]
+        points = iter(self._fit_all(chosen.found))
+        for clip in tracked:
+            for row in clip.points:
+                if np.isfinite(row).all():
+                    row[:] = next(points)
+        return tracked
+
+    def _fit_all(self, found: list[tuple[np.ndarray, Face]]) -> np.ndarray:
+        """Give the points (N, 68, 2) float32 of faces, each in its frame; the host waits for the device once."""
         import torch
 
-        x0, y0, x1, y1 = face.box
+        batch = CPU_BATCH if torch.device(self.device).type == "cpu" else BATCH
+        with torch.inference_mode():
+            points = [self._fit_batch(found[start : start + batch]) for start in range(0, len(found), batch)]
+            return torch.cat(points).cpu().numpy() if points else np.empty((0, 68, 2), np.float32)
+
+    def _fit_batch(self, found: list[tuple[np.ndarray, Face]]) -> "torch.Tensor":
+        import torch
+
+        from lipprep.stages.landmarks.patches import DeviceFrames, upload
+
+        x0, y0, x1, y1 = np.array([face.box for _, face in found]).T
         width, height = x1 - x0, y1 - y0
         step = SIDE_SCALE * (width + height) / CROP_SIZE  # pixels of the frame for each of the crop
-        middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2 - SHIFT_UP * height])
-        corner = middle - step * CROP_SIZE / 2
+        middle = np.stack([(x0 + x1) / 2, (y0 + y1) / 2 - SHIFT_UP * height], axis=1)
+        corner = middle - step[:, None] * CROP_SIZE / 2
         # Pixel centres lie half a pixel from the corners of both pictures.
-        to_frame = np.column_stack([step * np.eye(2), corner + step / 2 - 0.5])
-        crop = cv2.warpAffine(frame, to_frame, (CROP_SIZE,) * 2, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        batch = torch.from_numpy(crop).to(self.device).float().div(255).expand(1, 3, -1, -1)
-        with torch.inference_mode():
-            output = self._network(batch)
-        heatmaps = (output[-1] if isinstance(output, list) else output)[0].float().cpu().numpy()
-        points = (decode_heatmaps(heatmaps) + 0.5) * (CROP_SIZE / HEATMAP_SIZE)
-        return (points * step + corner - 0.5).astype(np.float32), None
+        to_frame = np.concatenate(
+            [step[:, None, None] * np.eye(2), (corner + step[:, None] / 2 - 0.5)[:, :, None]], axis=2
+        )
+        frames = DeviceFrames([frame for frame, _ in found], self.device)
+        on_device = upload(to_frame.astype(np.float32), self.device)
+        crops = frames.patches(slice(None), on_device, CROP_SIZE, replicate=False).div(255)
+        rgb = crops[:, None].expand(-1, 3, -1, -1).to(self._dtype, memory_format=torch.channels_last)
+        output = self._network(rgb)
+        heatmaps = (output[-1] if isinstance(output, list) else output).float()
+        places = (decode_heatmaps(heatmaps) + 0.5) * (CROP_SIZE / HEATMAP_SIZE) - 0.5
+        return places * on_device[:, :1, :1] + on_device[:, None, :, 2]
 
 
-def decode_heatmaps(heatmaps: np.ndarray) -> np.ndarray:
-    """Give the peak of each heat map (N, H, W) as x, y in its pixels (N, 2), to a fraction of one.
+class _Chosen:
+    """A detector that finds no points and keeps the faces that `track` chose, each with its frame."""
+
+    def __init__(self, fan: Fan) -> None:
+        self.name, self.identity, self.faces = fan.name, fan.identity, fan.faces
+        self.found: list[tuple[np.ndarray, Face]] = []
+
+    def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray, None]:
+        self.found.append((frame, face))
+        return np.zeros((68, 2), np.float32), None
+
+
+def decode_heatmaps(heatmaps: "torch.Tensor") -> "torch.Tensor":
+    """Give the peak of each heat map (N, P, H, W) as x, y in its pixels (N, P, 2), to a fraction of one.
 
     Through the logarithms of the highest pixel and its two neighbours goes a parabola, in x and in y: exact
     for the Gaussians that the network was trained to draw. A peak on the border keeps that coordinate.
     """
-    count, height, width = heatmaps.shape
-    index = np.arange(count)
-    y, x = np.unravel_index(heatmaps.reshape(count, -1).argmax(axis=1), (height, width))
-    floor = np.maximum(heatmaps[index, y, x], 1e-6)[:, None, None] * 1e-3
-    logs = np.log(np.maximum(heatmaps, floor))
+    import torch
 
-    def offset(before: np.ndarray, peak: np.ndarray, after: np.ndarray) -> np.ndarray:
+    height, width = heatmaps.shape[2:]
+    flat = heatmaps.flatten(2)
+    index = flat.argmax(dim=2)
+    y, x = index // width, index % width
+
+    def log_at(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        place = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+        return flat.gather(2, place[..., None])[..., 0].maximum(floor).log()
+
+    def offset(before: torch.Tensor, after: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
         curvature = before - 2 * peak + after
-        flat = curvature > -1e-9
-        return np.where(flat, 0, (before - after) / np.where(flat, 1, 2 * curvature))
+        curved = inner & (curvature <= -1e-9)
+        return torch.where(curved, (before - after) / torch.where(curved, 2 * curvature, 1), 0)
 
-    peak = logs[index, y, x]
-    inner_x, inner_y = (x > 0) & (x < width - 1), (y > 0) & (y < height - 1)
-    left, right = np.maximum(x - 1, 0), np.minimum(x + 1, width - 1)
-    up, down = np.maximum(y - 1, 0), np.minimum(y + 1, height - 1)
-    dx = np.where(inner_x, offset(logs[index, y, left], peak, logs[index, y, right]), 0)
-    dy = np.where(inner_y, offset(logs[index, up, x], peak, logs[index, down, x]), 0)
-    return np.stack([x + dx, y + dy], axis=1)
+    floor = flat.amax(dim=2).clamp(min=1e-6) * 1e-3
+    peak = log_at(y, x)
+    dx = offset(log_at(y, x - 1), log_at(y, x + 1), (x > 0) & (x < width - 1))
+    dy = offset(log_at(y - 1, x), log_at(y + 1, x), (y > 0) & (y < height - 1))
+    return torch.stack([x + dx, y + dy], dim=-1)

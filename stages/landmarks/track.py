@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprep.stages.landmarks.detector import Detector, Face, choose_face
+from lipprep.stages.stopwatch import spent
 
 COUNT_EVERY = 12  # frames between two counts of the faces of a tracked clip
 FORGET_AFTER = 6  # frames without the clip's face after which any face will do (a cut to another camera)
@@ -37,18 +38,22 @@ def track(frames: Iterable[np.ndarray], detector: Detector) -> ClipLandmarks:
     for index, frame in enumerate(map(np.asarray, frames)):
         points = None
         if face is not None and index % COUNT_EVERY == 0:
-            found = detector.faces(frame)
+            with spent("detect"):
+                found = detector.faces(frame)
             max_faces = max(max_faces, len(found))
             if found and choose_face(found, frame.shape, face) is None:
                 face = choose_face(found, frame.shape, None)
         if face is not None:
-            points, face = detector.fit(frame, face)
+            with spent(detector.name):
+                points, face = detector.fit(frame, face)
         if points is None:
-            found = detector.faces(frame)
+            with spent("detect"):
+                found = detector.faces(frame)
             max_faces = max(max_faces, len(found))
             chosen = choose_face(found, frame.shape, last if missed < FORGET_AFTER else None)
             if chosen is not None:
-                points, face = detector.fit(frame, chosen)
+                with spent(detector.name):
+                    points, face = detector.fit(frame, chosen)
                 last = chosen
         if points is None:
             missed += 1

@@ -7,6 +7,7 @@ block, so no block straddles two frames.
 import io
 import math
 import re
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -15,6 +16,9 @@ CODECS = ("jpeg", "npy")
 MAX_STRIP = 65500  # libjpeg refuses a taller or wider picture: 682 frames of 96 pixels
 MAX_CROPS = 1 << 28  # bytes of one clip's raw crops: 29,000 frames of 96 pixels, which take a few times that to read
 _MAX_PIXELS = MAX_STRIP * 256  # crops are cut out of frames of 256 pixels
+
+_NPY_LENGTH = 10  # bytes of an .npy file (1.0) up to the end of its header's length
+_LONGEST_NPY_HEADER = 1 << 14
 
 _SEGMENT = re.compile(rb"\xff+([\x01-\xfe])(..)", re.DOTALL)
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the other three are tables and an extension
@@ -33,21 +37,31 @@ def npy_array(payload: bytes) -> np.ndarray:
 
     Object arrays (pickles), and a header that promises more or less than there is, raise ValueError.
     """
-    buffer = io.BytesIO(payload)
-    if np.lib.format.read_magic(buffer) != (1, 0):
-        raise ValueError("the array is of another version of npy than 1.0")
-    try:
-        shape, _, dtype = np.lib.format.read_array_header_1_0(buffer)
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:  # what Python's parser says of nonsense
-        raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
-    there = len(payload) - buffer.tell()
+    start = _NPY_LENGTH + int.from_bytes(payload[8:_NPY_LENGTH], "little")
+    shape, fortran, dtype = _npy_header(payload[: min(start, _LONGEST_NPY_HEADER)])
+    there = len(payload) - start
     # Looked at before reading: memory is taken for what the header says.
-    if not dtype.hasobject and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there):
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there:
         raise ValueError(
             f"the header of the array says shape {shape} and type {str(dtype)[:80]}, but {there} bytes follow"
         )
-    buffer.seek(0)
-    return np.lib.format.read_array(buffer, allow_pickle=False)
+    array = np.frombuffer(payload, dtype, math.prod(shape), offset=start)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+@lru_cache(maxsize=64)  # the clips of a corpus are of few lengths, and Python's parser reads headers slowly
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type in the bytes of an .npy file before its data."""
+    buffer = io.BytesIO(head)
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("the array is of another version of npy than 1.0")
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:  # what Python's parser says of nonsense
+        raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
+    if dtype.hasobject or not dtype.itemsize:
+        raise ValueError(f"object arrays, which are pickles, and empty types are not read: {str(dtype)[:80]}")
+    return shape, fortran, dtype
 
 
 def check_codec(codec: str, crop_size: int) -> None:

@@ -153,7 +153,7 @@ def test_what_another_version_made_is_made_again(chain, lipprep, monkeypatch):
 def test_damage_that_makes_an_artefact_none_is_told(chain, lipprep):
     chain()
     record = min(Path("work/m/landmarks").glob("*.jsonl"))
-    record.write_bytes(record.read_bytes().replace(b'"seconds"', b'"Seconds"', 1))
+    record.write_bytes(record.read_bytes().replace(b'"parts"', b'"Parts"', 1))
     assert rows(lipprep)["landmarks"]["damaged"] == 1
     assert "cut, damaged, or of another version" in lipprep("status").stdout
 
@@ -163,5 +163,7 @@ def test_timing(chain, lipprep):
     chain()
     timing = rows(lipprep, "--timing")["landmarks"]["timing"]
     assert timing["clips"] == 12 and timing["worker_seconds"] > 0 and timing["slowest_chunk"]
+    assert {"decode", "detect", "mesh", "write"} <= set(timing["parts"])
+    assert sum(timing["parts"].values()) == pytest.approx(timing["worker_seconds"], abs=0.01)
     assert "clips/s a worker" in lipprep("status", "--timing").stdout
     assert "nothing was made yet" in lipprep("status", "--timing").stdout  # crops

@@ -8,8 +8,8 @@ from lipprep.pipeline.records import commit, read_entries, read_header, record_p
 from lipprep.stages.shard.writer import TarWriter
 
 ENTRIES = [
-    {"key": "a", "status": "ok", "seconds": 0.5, "maker": "0", "members": ["json"]},
-    {"key": "b", "status": "failed", "class": "no_face", "message": "no face", "seconds": 0.25, "maker": "0"},
+    {"key": "a", "status": "ok", "parts": {"decode": 0.5}, "maker": "0", "members": ["json"]},
+    {"key": "b", "status": "failed", "class": "no_face", "message": "no face", "parts": {"decode": 0.25}, "maker": "0"},
 ]
 
 
@@ -19,7 +19,8 @@ def committed(tmp_path_factory):
     path = tmp_path_factory.mktemp("records") / "train-00000.tar"
     with TarWriter(path) as tar:
         tar.add("a.json", b"{}")
-        commit(tar, {"stage": "shards"}, ENTRIES)
+        tar.close()
+        commit(tar, {"stage": "shards", "parts": {"write": 0.125}}, ENTRIES)
     return path, record_path(path).read_bytes(), read_header(path)
 
 
@@ -27,7 +28,7 @@ def committed(tmp_path_factory):
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_changed_record_is_none(data, committed):
     path, content, header = committed
-    assert header["counts"] == {"no_face": 1, "ok": 1}
+    assert header["counts"] == {"no_face": 1, "ok": 1} and header["parts"] == {"decode": 0.75, "write": 0.125}
     at = data.draw(st.integers(0, len(content)))
     changed = content[:at] + data.draw(st.binary(max_size=4)) + content[at + data.draw(st.integers(0, 9)) :]
     record_path(path).write_bytes(changed)

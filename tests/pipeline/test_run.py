@@ -132,7 +132,7 @@ def test_a_replaced_video_is_noticed_and_only_its_clip_computed(chain, lipprep, 
     assert rows(lipprep)["landmarks"]["reasons"] == {"videos were replaced or touched": 1}
     assert chain(own)["chunks_made"] == 1
     after = {e["key"]: e for tar in Path("work/m/landmarks").glob("*.tar") for e in read_entries(tar)}
-    changed = {k for k in before if before[k]["seconds"] != after[k]["seconds"]}
+    changed = {k for k in before if before[k]["parts"] != after[k]["parts"]}
     assert changed == {"BLACK/train/BLACK_00001"}
     found = samples()
     assert np.array_equal(found["BLACK/train/BLACK_00001"]["mouth"], found["BLACK/train/BLACK_00003"]["mouth"])

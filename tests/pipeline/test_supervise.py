@@ -263,7 +263,7 @@ def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
         )
         (folder / ".train-00000.tar.abc.tmp").write_bytes(whole[: tar_end or None])
         (folder / ".train-00000.journal.abc.tmp").write_bytes(journal[: journal_end or None])
-        (folder / ".train-00000.jsonl.1.tmp").write_text('{"lipprep_record": 2}\n')  # it died as it committed
+        (folder / ".train-00000.jsonl.1.tmp").write_text('{"lipprep_record": 3}\n')  # it died as it committed
         assert len(attempts(tar)) == 1
         figures = json.loads(lipprep("landmarks", "-j", 1, "--json").stdout)
         assert tar.read_bytes() == whole and not strays()

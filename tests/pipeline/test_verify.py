@@ -125,7 +125,9 @@ def rewrite(tar: Path, *, member: dict | None = None, entry: dict | None = None,
                 line["digest"] = hashlib.sha256(content).hexdigest()
             for extension, payload in mine.items():
                 out.add(f"{line['key']}.{extension}", payload)
-        commit(out, {**old_header, **(header or {}), "end": out.offset}, entries)
+        end = out.offset
+        out.close()
+        commit(out, {**old_header, **(header or {}), "parts": {}, "end": end}, entries)
 
 
 def reindex(folder: Path, **fields: object) -> None:
@@ -526,7 +528,7 @@ def test_whatever_lies_in_a_folder_ends_in_findings(tmp_path):
     for n in range(200):
         name = f"{rng.choice(['train', 'val', 'x', '..'])}-{n % 50:05d}.{rng.choice(['tar', 'jsonl', 'json', 'npz'])}"
         (tmp_path / name).write_bytes(rng.choice([b"", b"{}\n", b"[[[[", b"\x00" * 2000, rng.randbytes(3000)]))
-    deep = b'{"lipprep_record": 2, "check": ' + b"[" * 100_000
+    deep = b'{"lipprep_record": 3, "check": ' + b"[" * 100_000
     (tmp_path / "val-00060.jsonl").write_bytes(deep)
     (tmp_path / "val-00060.tar").write_bytes(b"")
     (tmp_path / "train-99999999999.jsonl").write_bytes(b"{}")

@@ -1,9 +1,12 @@
 import pickle
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from face_alignment.models import FAN
 
-from lipprep.stages.landmarks import Face, load_detector
+from lipprep.stages.landmarks import BatchDetector, Face, load_detector, track, track_clips
 from lipprep.stages.landmarks.fan import WEIGHTS, Fan, decode_heatmaps
 
 
@@ -20,13 +23,24 @@ def weights(tmp_path, monkeypatch):
     return path
 
 
+@pytest.fixture
+def random_fan(weights):
+    torch.manual_seed(0)
+    torch.save(FAN(4).state_dict(), weights)
+    return Fan()
+
+
+def decoded(heatmaps):
+    return decode_heatmaps(torch.from_numpy(heatmaps)[None])[0].numpy()
+
+
 def test_heat_maps_are_decoded_to_a_fraction_of_a_pixel():
     places = np.random.default_rng(0).uniform(2, 61, (68, 2))
-    np.testing.assert_allclose(decode_heatmaps(gaussians(places)), places, atol=1e-3)
+    np.testing.assert_allclose(decoded(gaussians(places)), places, atol=1e-3)
     corners = [(0, 0), (63, 63), (0, 20.3)]
-    np.testing.assert_allclose(decode_heatmaps(gaussians(corners)), corners, atol=1e-3)
-    assert np.isfinite(decode_heatmaps(np.zeros((3, 64, 64), np.float32))).all()
-    assert np.isfinite(decode_heatmaps(-np.ones((3, 64, 64), np.float32))).all()
+    np.testing.assert_allclose(decoded(gaussians(corners)), corners, atol=1e-3)
+    assert np.isfinite(decoded(np.zeros((3, 64, 64), np.float32))).all()
+    assert np.isfinite(decoded(-np.ones((3, 64, 64), np.float32))).all()
 
 
 def test_missing_weights_say_what_to_put_where(weights, monkeypatch):
@@ -38,7 +52,6 @@ def test_missing_weights_say_what_to_put_where(weights, monkeypatch):
 
 def test_a_bright_spot_is_found_where_it_is(weights):
     """A network that answers with its own input: the crop, the map back and the decoding must agree."""
-    torch = pytest.importorskip("torch")
     weights.write_bytes(b"weights")
     fan = Fan()
     assert fan.identity.startswith("fan-")
@@ -54,11 +67,40 @@ def test_a_bright_spot_is_found_where_it_is(weights):
     assert "_network" not in vars(pickle.loads(pickle.dumps(fan)))
 
 
-def test_the_network_of_the_package_runs(weights):
-    torch = pytest.importorskip("torch")
-    from face_alignment.models import FAN
-
-    torch.manual_seed(0)
-    torch.save(FAN(4).state_dict(), weights)
-    points, _ = Fan().fit(np.random.default_rng(0).integers(0, 255, (256, 256), np.uint8), Face((60, 60, 190, 190), 1))
+def test_the_network_of_the_package_runs(random_fan):
+    frame = np.random.default_rng(0).integers(0, 255, (256, 256), np.uint8)
+    points, _ = random_fan.fit(frame, Face((60, 60, 190, 190), 1))
     assert points.shape == (68, 2) and np.isfinite(points).all()
+
+
+def test_the_crop_is_that_of_opencv(random_fan, monkeypatch):
+    """The same network on the crop that cv2 cuts: centres of pixels, zeros round the frame, whole gray levels."""
+    seen = []
+    network = random_fan._network
+    random_fan.__dict__["_network"] = lambda batch: seen.append(batch) or network(batch)
+    ys, xs = np.mgrid[:200, :300]
+    frame = (128 + 60 * np.sin(xs / 9) + 60 * np.cos(ys / 7)).astype(np.uint8)
+    random_fan.fit(frame, Face((40, 30, 180, 160), 1))
+    step = 200 / 195 * (140 + 130) / 256
+    corner = np.array([110, 95 - 0.12 * 130]) - step * 128 + step / 2 - 0.5
+    crop = cv2.warpAffine(
+        frame, np.column_stack([step * np.eye(2), corner]), (256, 256), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    assert seen[0].shape == (1, 3, 256, 256) and seen[0].dtype == torch.float32
+    assert (255 * seen[0][0] - torch.from_numpy(crop)).abs().mean() < 0.5
+
+
+def test_many_clips_are_those_that_track_gives(random_fan, portrait, monkeypatch):
+    monkeypatch.setattr("lipprep.stages.landmarks.fan.CPU_BATCH", 2)
+    assert isinstance(random_fan, BatchDetector)
+    gray = cv2.cvtColor(portrait, cv2.COLOR_BGR2GRAY)
+    black = np.zeros_like(gray)
+    clips = [[gray, black, np.hstack([gray, gray])], [], [black] * 2, [np.pad(gray, 20)[:, 7:]]]
+    found = track_clips(clips, random_fan)
+    for clip, landmarks in zip(clips, found, strict=True):
+        expected = track(clip, random_fan)
+        np.testing.assert_allclose(landmarks.points, expected.points, atol=1e-2)
+        assert landmarks.points.dtype == np.float32 and landmarks.max_faces == expected.max_faces
+    assert np.isnan(found[0].points).all(axis=(1, 2)).tolist() == [False, True, False]
+    assert [landmarks.max_faces for landmarks in found] == [2, 0, 0, 1]
+    assert track_clips([], random_fan) == []

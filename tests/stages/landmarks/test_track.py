@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lipprep.stages.landmarks import Face, choose_face, track
+from lipprep.stages.landmarks import BatchDetector, Face, choose_face, track, track_clips
 
 FRAME = (200, 400)
 
@@ -92,3 +92,10 @@ def test_no_frames_and_no_faces():
     detector = Scripted([[]] * 3)
     clip = track(detector.frames(), detector)
     assert np.isnan(clip.points).all() and clip.points.shape == (3, 68, 2) and clip.max_faces == 0
+
+
+def test_clips_of_a_detector_of_single_frames_are_tracked_one_by_one():
+    detector = Scripted([[200 + t] for t in range(5)])
+    assert not isinstance(detector, BatchDetector)
+    frames = detector.frames()
+    assert [xs(clip) for clip in track_clips([frames[:3], [], frames[4:]], detector)] == [[200, 201, 202], [], [204]]
