@@ -22,6 +22,7 @@ COMMANDS = {
     "landmarks": ("lipprep.pipeline.cli", "landmarks", "Find 68 face landmarks in every frame."),
     "crops": ("lipprep.pipeline.cli", "crops", "Align to the mean face and cut mouth crops."),
     "shards": ("lipprep.pipeline.cli", "shards", "Pack mouth crops into WebDataset shards with an index."),
+    "index": ("lipprep.pipeline.cli", "index", "Write the index of shards that were made in slices."),
     "status": ("lipprep.pipeline.cli_status", "status", "Say what is fresh, stale or missing, and why."),
     "verify": ("lipprep.pipeline.cli_verify", "verify", "Check that shards are whole, and sound clip by clip."),
     "failures": ("lipprep.pipeline.cli_status", "failures", "List the clips that failed, with cause and file."),

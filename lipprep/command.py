@@ -5,10 +5,13 @@ import errno
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from lipprep.stages.atomic import disk_remedy
+from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -44,6 +47,30 @@ def _legible(message: str) -> str:
     return "\n".join(printable(line) for line in message.split("\n"))
 
 
+class Place(click.ParamType):
+    """A path on a disk, or the URL of one in a store."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: object, ctx: object) -> Path | RemotePath:
+        try:
+            return place(value)
+        except ValueError as error:
+            self.fail(str(error))
+
+
+class LocalFolder(click.Path):
+    """A folder that is written to bit by bit, as no store can."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: str | Path, param: object, ctx: object) -> Path:
+        if "://" in str(value):
+            self.fail(f"{printable(value)} is a URL: name a local folder")
+        return super().convert(value, param, ctx)
+
+
 class Command(click.Command):
     """A command whose bad input ends in one message, and Ctrl-C in what to do next: never in a traceback."""
 
@@ -61,5 +88,5 @@ class Command(click.Command):
             if remedy := disk_remedy(error):
                 named += f". What is done is kept: {remedy}, then run the same command again"
             raise click.ClickException(_legible(named)) from error
-        except ValueError as error:
+        except (ValueError, RemoteError) as error:
             raise click.ClickException(_legible(str(error))) from error

@@ -29,7 +29,7 @@ from lipprep.pipeline.inputs import (
 from lipprep.pipeline.journal import Journal, clear_attempts
 from lipprep.pipeline.make import LANDMARKS, MOUTH, Job, Made, failed, make_groups, pack, sample_json, span, together
 from lipprep.pipeline.manifest import Clip, groups
-from lipprep.pipeline.pool import leave_if_orphaned
+from lipprep.pipeline.pool import leave_if_orphaned, stop_if_unwanted
 from lipprep.pipeline.records import commit, maker
 from lipprep.pipeline.stock import Above, Stock, crc32, open_above
 from lipprep.stages.shard.writer import TarWriter
@@ -37,20 +37,24 @@ from lipprep.stages.stopwatch import spent, time_by_part
 from lipprep.stages.video import SEEK_BEYOND
 
 
-def run_job(job: Job) -> dict:
-    """Make one chunk and commit it; return its record's header."""
+def run_job(job: Job, *, tag: str | None = None) -> dict:
+    """Make one chunk and commit it; return its record's header.
+
+    `tag` names this attempt where several are made of one job.
+    """
     cv2.setNumThreads(1)  # one process a core
     time_by_part()  # what is counted from here on is this chunk's
     with contextlib.ExitStack() as files:
         landmarks = open_above(job.landmarks, LANDMARKS, "landmarks", files)
         chunk = _Chunk(job, Stock(job), landmarks, open_above(job.crops, MOUTH, "crops", files))
-        tar = files.enter_context(TarWriter(job.tar, job.attempt))
-        journal = files.enter_context(Journal(job.tar, job.attempt))
+        tar = files.enter_context(TarWriter(job.tar, tag or job.attempt))
+        journal = files.enter_context(Journal(job.tar, tag or job.attempt))
         entries, computed = [], 0
         videos = files.enter_context(contextlib.closing(ahead(groups(job.clips, job.fps), chunk.look)))
         for some in _batches(videos, together(job)):
             keys = [clip.key for (_, clips), _ in some for clip in clips]
-            journal.working(keys, job.clip_timeout * len(keys))
+            stop_if_unwanted()
+            journal.working(keys, job.clip_timeout and job.clip_timeout * len(keys))
             for entry, members, new in chunk.videos(some):
                 with spent("write"):
                     if members:

@@ -24,6 +24,7 @@ from lipprep.pipeline.options import (
     WORK,
     WORKERS,
     MaxFailures,
+    SliceParam,
     cores,
     open_data_set,
     options,
@@ -32,6 +33,7 @@ from lipprep.pipeline.options import (
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
+ENGINES = ("loky", "dask", "ray", "serial")
 PUBLISHED = "published"
 
 
@@ -40,6 +42,24 @@ RUN = options(
     ROOT,
     WORK,
     WORKERS,
+    click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default="loky",
+        show_default=True,
+        help="Where chunks are made: processes here, a Dask or Ray cluster, or (serial, to debug) this process.",
+    ),
+    click.option(
+        "--address",
+        help="Of the cluster: tcp://HOST:8786 for dask, HOST:6379 or auto for ray.  [default: one made for the run]",
+    ),
+    click.option(
+        "--slice",
+        "part",
+        type=SliceParam(),
+        default="1/1",
+        help="Make the N-th of M parts of the chunks, as --slice 3/64 in a job array; `lipprep index` finishes shards.",
+    ),
     click.option(
         "--max-failures",
         type=MaxFailures(),
@@ -132,24 +152,37 @@ def _want(layout, flags: dict):
     return wanted
 
 
-def _finish(manifest, layout, report, max_failures: Callable[[int], float], as_json: bool) -> None:
+def _run(options: dict, **more):
+    """How a stage is run, of the options that its commands share."""
+    from lipprep.pipeline.engines import Engine
+    from lipprep.pipeline.run import Run
+    from lipprep.stages.failures import check_class
+
+    if options["retry_failed"]:
+        check_class(options["retry_failed"])
+    names = ("part", "clip_timeout", "deep")
+    return Run(
+        engine=Engine(options["engine"], options["workers"] or cores(), options["address"]),
+        retry=options["retry_failed"],
+        **{name: options[name] for name in names},
+        **more,
+    )
+
+
+def _finish(manifest, layout, report, run, max_failures: Callable[[int], float], as_json: bool) -> None:
     from lipprep.pipeline.accounts import as_json as plain
     from lipprep.pipeline.accounts import failed_classes, keep_report, summary
 
-    keep_report(layout.work.parent / "report.json", manifest, report)
+    if run.part.whole:
+        keep_report(layout.work.parent / "report.json", manifest, report)
+    elif not as_json:
+        click.echo(f"slice {run.part} of ", nl=False)
     click.echo(json.dumps(plain(report)) if as_json else summary(report))
     if report.failures > max_failures(report.planned):
         raise click.ClickException(
             f"{report.failures} of {report.planned} clips failed, more than --max-failures allows; what was made "
             "stays. `lipprep failures` lists them:\n" + "\n".join(failed_classes(report)[:3])
         )
-
-
-def _check_retry(kind: str | None) -> None:
-    from lipprep.stages.failures import check_class
-
-    if kind:
-        check_class(kind)
 
 
 def _persons(wanted) -> dict[str, int] | None:
@@ -188,14 +221,17 @@ def sample(out: Path, clips: int, seed: int, workers: int | None) -> None:
 )
 @click.option("--archive", type=FOLDER, help="For --detector archive: the folder of published .npz or .pkl files.")
 @click.option("--persons", type=FILE, help="For --detector archive: a CSV of clip and person index.")
-@click.option("--device", default="cpu", show_default=True, help="For --detector fan: a torch device, e.g. cuda.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="For detectors mesh and fan: a torch device, e.g. cuda; -j N processes share it.",
+)
 def landmarks(
     manifest_path,
     root,
     work,
-    workers,
     max_failures,
-    retry_failed,
     as_json,
     detector,
     archive,
@@ -231,25 +267,14 @@ def landmarks(
         "persons": persons and str(persons.resolve()),
     }
     wanted = _want(layout, flags)
-    _check_retry(retry_failed)
-    report = run_stage(
-        "landmarks",
-        listed,
-        layout,
-        wanted,
-        workers=workers or cores(),
-        persons=_persons(wanted),
-        device=device,
-        retry=retry_failed,
-        **run,
-    )
-    _finish(listed, layout, report, max_failures, as_json)
+    run = _run(run, persons=_persons(wanted), device=device)
+    _finish(listed, layout, run_stage("landmarks", listed, layout, wanted, run), run, max_failures, as_json)
 
 
 @click.command(cls=Command)
 @RUN
 @CROPS
-def crops(manifest_path, root, work, workers, max_failures, retry_failed, clip_timeout, deep, as_json, **flags):
+def crops(manifest_path, root, work, max_failures, as_json, profile, crop_size, exact, mean_face, box, **run):
     """Align to the mean face and cut mouth crops, kept without loss in WORK/NAME/crops.
 
     `lipprep shards` cuts them in passing where this was not run.
@@ -262,19 +287,9 @@ def crops(manifest_path, root, work, workers, max_failures, retry_failed, clip_t
     from lipprep.pipeline.run import run_stage
 
     listed, layout = open_data_set(manifest_path, root, work)
-    _check_retry(retry_failed)
-    wanted = _want(layout, _crop_flags(**flags))
-    report = run_stage(
-        "crops",
-        listed,
-        layout,
-        wanted,
-        workers=workers or cores(),
-        retry=retry_failed,
-        clip_timeout=clip_timeout,
-        deep=deep,
-    )
-    _finish(listed, layout, report, max_failures, as_json)
+    wanted = _want(layout, _crop_flags(profile, crop_size, exact, mean_face, box))
+    run = _run(run)
+    _finish(listed, layout, run_stage("crops", listed, layout, wanted, run), run, max_failures, as_json)
 
 
 @click.command(cls=Command)
@@ -288,17 +303,18 @@ def shards(
     manifest_path,
     root,
     work,
-    workers,
     max_failures,
-    retry_failed,
-    clip_timeout,
-    deep,
     as_json,
     out,
     codec,
     quality,
     replace,
-    **flags,
+    profile,
+    crop_size,
+    exact,
+    mean_face,
+    box,
+    **run,
 ):
     """Pack mouth crops into WebDataset shards with an index; crops that are not stored are cut in passing.
 
@@ -310,22 +326,31 @@ def shards(
     from lipprep.pipeline.run import check_out, run_stage
 
     listed, layout = open_data_set(manifest_path, root, work, out)
-    _check_retry(retry_failed)
     if not replace:
         check_out(listed, out)
-    wanted = _want(layout, {**_crop_flags(**flags), "codec": codec, "quality": quality})
-    report = run_stage(
-        "shards",
-        listed,
-        layout,
-        wanted,
-        workers=workers or cores(),
-        retry=retry_failed,
-        clip_timeout=clip_timeout,
-        deep=deep,
-        replace=replace,
+    wanted = _want(
+        layout, {**_crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
     )
-    _finish(listed, layout, report, max_failures, as_json)
+    run = _run(run, replace=replace)
+    _finish(listed, layout, run_stage("shards", listed, layout, wanted, run), run, max_failures, as_json)
+
+
+@click.command(cls=Command)
+@options(MANIFEST, ROOT, WORK, OUT)
+@JSON
+def index(manifest_path, root, work, out, as_json: bool) -> None:
+    """Write the index of shards that were made in slices, once all of them are there.
+
+    \b
+    Example:
+      lipprep shards --slice 1/2 && lipprep shards --slice 2/2 && lipprep index
+    """
+    from lipprep.pipeline.run import Run, finish
+    from lipprep.pipeline.wanted import read_wanted
+
+    listed, layout = open_data_set(manifest_path, root, work, out)
+    report = finish(listed, layout, read_wanted(layout.plan))
+    _finish(listed, layout, report, Run(), lambda planned: planned, as_json)
 
 
 @click.group(context_settings=CONTEXT)
@@ -333,7 +358,7 @@ def main() -> None:
     """The commands that make a data set (all of them: lipprep --help)."""
 
 
-for _command in (sample, manifest, landmarks, crops, shards, status, failures, verify):
+for _command in (sample, manifest, landmarks, crops, shards, index, status, failures, verify):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -38,12 +38,14 @@ class Journal:
     def _write(self, line: dict) -> None:
         self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
-    def working(self, keys: Sequence[str], timeout: float) -> None:
+    def working(self, keys: Sequence[str], timeout: float | None) -> None:
         """Say that the clips `keys` are worked on.
 
-        After `timeout` seconds, or up to a tenth more, the process ends, whatever holds it.
+        After `timeout` seconds, if there is one, or up to a tenth more, the process ends, whatever holds it.
         """
         self._write({"working": list(keys)})
+        if timeout is None:
+            return
         now = time.monotonic()
         if not timeout <= self._until - now <= _SLACK * timeout:
             # A thread of C: it needs neither Python's lock nor the cooperation of what hangs. To start one for every
@@ -74,10 +76,11 @@ class Journal:
 class Attempt:
     """What is left of an attempt that was killed: its unfinished tar and what its journal says.
 
-    `entries` are those of the clips that were done. `working` are the keys of the clips that it died of or with;
-    None where it died between clips. `last_words` is what the process wrote as it ended itself.
+    `tag` names it. `entries` are those of the clips that were done. `working` are the keys of the clips that it died
+    of or with; None where it died between clips. `last_words` is what the process wrote as it ended itself.
     """
 
+    tag: str
     tar: Path
     entries: list[dict]
     working: list[str] | None
@@ -111,7 +114,7 @@ def read_attempt(tar: Path, attempt: str) -> Attempt | None:
             break
     else:
         last_words = ""
-    return Attempt(temporary_path(tar, attempt), entries, working, last_words)
+    return Attempt(attempt, temporary_path(tar, attempt), entries, working, last_words)
 
 
 def attempts(tar: Path) -> list[Attempt]:

@@ -37,18 +37,31 @@ def _take(file: TextIO, kind: int, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def alone_in(folder: Path, *, shared: bool = False, part: str = "") -> Iterator[None]:
     """Hold `folder`'s lock; `shared` with others who only read there. The system frees it when the process ends.
 
-    Raises ValueError where another process makes something there (or reads, unless `shared`). Where the file system
-    knows no locks there are none.
+    A `part` of the folder's work has a lock of its own, and shares the folder with other parts. Raises ValueError
+    where another process makes something there (or reads, unless `shared`). Where the file system knows no locks there
+    are none.
     """
+    if part:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+        with alone_in(folder, shared=True), _hold(folder, f"{LOCK}-{part}", shared=False):
+            yield
+        return
     if shared and not (folder / LOCK).exists():  # nothing was made there by anybody
         yield
         return
     if not shared:
         folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("r" if shared else "a+", errors="replace") as file:
+    with _hold(folder, LOCK, shared=shared):
+        yield
+
+
+@contextlib.contextmanager
+def _hold(folder: Path, name: str, *, shared: bool) -> Iterator[None]:
+    with (folder / name).open("r" if shared else "a+", errors="replace") as file:
         if fcntl is not None:
             _take(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, folder)
         if not shared:

@@ -37,7 +37,8 @@ class Job:
     header says of its inputs. `retry` names the failure classes to try again ("" all of them). `old` are other
     tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
     worked on any more, with class and message. A clip that takes more than `clip_timeout` seconds ends the
-    process. `deep` does not trust a source's size and time of change.
+    process. `deep` does not trust a source's size and time of change. `together` lets a detector that gains by it work
+    on several videos at once.
     """
 
     stage: str
@@ -56,8 +57,9 @@ class Job:
     old: tuple[Path, ...] = ()
     attempt: str = "0"
     condemned: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    clip_timeout: float = CLIP_TIMEOUT
+    clip_timeout: float | None = CLIP_TIMEOUT
     deep: bool = False
+    together: bool = True
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,7 @@ GROUP: dict[str, Callable[[Job, str, list[Clip], list], list[Made]]] = {
 
 def together(job: Job) -> int:
     """How many videos are worked on together: several where the detector gains by it."""
-    return _TOGETHER if _batch_detector(job) is not None else 1
+    return _TOGETHER if job.together and _batch_detector(job) is not None else 1
 
 
 def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]]) -> list[list[Made]]:

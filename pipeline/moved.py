@@ -5,11 +5,12 @@ the tar that holds it, which may itself be about to be replaced; so it waits in 
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.plan import Chunk
+from lipprep.pipeline.inputs import digest
+from lipprep.pipeline.manifest import Manifest, chunk_name
+from lipprep.pipeline.plan import WHOLE, Chunk, Slice
 from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
 
 _ASIDE = ".old"
@@ -19,26 +20,33 @@ class Moved:
     """The old tars of a stage's folder that hold clips of other chunks which are to be made."""
 
     def __init__(
-        self, folder: Path, fresh: set[str], pending: Sequence[Chunk], manifest: Manifest, *, replace: bool = False
+        self,
+        folder: Path,
+        chunks: Sequence[Chunk],
+        pending: Sequence[Chunk],
+        manifest: Manifest,
+        *,
+        replace: bool = False,
+        part: Slice = WHOLE,
     ) -> None:
-        """Set them aside.
+        """Set them aside. `chunks` are the stage's, `pending` those of them that are to be made.
 
-        Raises ValueError where the folder holds another corpus's clips, none of this one's, and they are not to be
-        replaced.
+        Where they are a `part` of all, what is set aside is kept, for the other parts. Raises ValueError where the
+        folder holds another corpus's clips, none of this one's, and they are not to be replaced.
         """
-        self._folder = folder
+        self._folder, self._part = folder, part
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
         self.dropped = 0  # clips that the manifest does not list any more
         # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
-        stay = {c.tar for c in pending if c.header is not None and c.header["rows"].get("key") == c.rows["key"]}
         tars = [*folder.glob("*.tar"), *(folder / _ASIDE).glob("*.tar")]
-        tars = [tar for tar in sorted(tars) if tar.name not in fresh and tar not in stay]
+        stay = _in_place(folder, manifest, {c.tar: c.header for c in chunks}) if tars else set()
+        tars = [tar for tar in sorted(tars) if tar not in stay]
         if not tars:
             return
         keys = {tar: [e["key"] for e in read_entries(tar)] for tar in tars}
         where = {key: tar for tar, mine in keys.items() for key in mine}
         self.dropped = len(where.keys() - {clip.key for clip in manifest.clips})
-        if where and not replace and not fresh and not stay and not any(clip.key in where for clip in manifest.clips):
+        if where and not replace and not stay and not any(clip.key in where for clip in manifest.clips):
             raise ValueError(
                 f"{folder} holds what was made of other clips than those of {manifest.path} "
                 f"(e.g. {next(iter(where))}): is there another manifest of the name {manifest.name}? Choose another -w "
@@ -51,23 +59,37 @@ class Moved:
             for clip in chunk.clips:
                 if clip.key not in own and clip.key in where:
                     self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
+        if not part.whole:
+            for tar in {*self._holders, *(c.tar for c in pending if c.tar in keys)}:
+                if tar.parent == folder:
+                    needed = self._holders.pop(tar, set())
+                    self._holders[self._set_aside(tar, keep=True)] = needed
+            return
         for tar in [tar for tar in self._holders if tar.parent == folder]:
             needed = self._holders.pop(tar)
             if tar in {chunk.tar for chunk in pending}:
                 needed.add(tar)
             self._holders[self._set_aside(tar)] = needed
 
-    def _set_aside(self, tar: Path) -> Path:
-        sha256 = read_header(tar)["tar"]["sha256"]
+    def _set_aside(self, tar: Path, *, keep: bool = False) -> Path:
+        header = read_header(tar)
+        if header is None and keep:  # another part has just replaced it
+            return tar
+        sha256 = header["tar"]["sha256"]
         # Two runs that were stopped may have set aside two tars of one name.
         aside = self._folder / _ASIDE / f"{tar.stem}-{sha256[:12]}.tar"
         aside.parent.mkdir(exist_ok=True)
         try:  # with a link each, no kill between two steps costs anything
             for path, other in ((tar, aside), (record_path(tar), record_path(aside))):
+                if keep and other.exists():  # another part has done it
+                    continue
                 other.unlink(missing_ok=True)
                 other.hardlink_to(path)
-            drop(tar)
+            if not keep:
+                drop(tar)
         except OSError:  # a file system without links
+            if keep:
+                return tar
             tar.replace(aside)
             record_path(tar).replace(record_path(aside))
         return aside
@@ -78,6 +100,8 @@ class Moved:
 
     def done(self, made: Path) -> None:
         """Drop the old tars that nothing needs any more, now that the tar `made` is committed."""
+        if not self._part.whole:
+            return
         for tar, needed in list(self._holders.items()):
             needed.discard(made)
             if not needed:
@@ -85,8 +109,25 @@ class Moved:
                 drop(tar)
 
     def close(self) -> None:
-        """Drop what was set aside: every chunk is made."""
-        shutil.rmtree(self._folder / _ASIDE, ignore_errors=True)
+        """Drop what was set aside, where every chunk is made."""
+        if self._part.whole:
+            drop_aside(self._folder)
+
+
+def _in_place(folder: Path, manifest: Manifest, headers: Mapping[Path, dict | None]) -> set[Path]:
+    """The tars of `folder` that hold just the clips of their chunk; `headers` are those that are known."""
+    found = set()
+    for (split, number), clips in manifest.chunks().items():
+        tar = folder / f"{chunk_name(split, number)}.tar"
+        header = headers[tar] if tar in headers else read_header(tar)
+        if header is not None and header["rows"].get("key") == digest([c.key for c in clips]):
+            found.add(tar)
+    return found
+
+
+def drop_aside(folder: Path) -> None:
+    """Drop all that was set aside in a stage's folder."""
+    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
 
 
 def drop(tar: Path) -> None:

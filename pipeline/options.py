@@ -4,8 +4,12 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from lipprep.pipeline.plan import Slice
 
 
 def cores() -> int:
@@ -49,6 +53,23 @@ def open_data_set(manifest_path: Path | None, root: Path | None, work: Path, out
     manifest = load_manifest(manifest_path or find_manifest(), root=root)
     # Absolute: workers need not stand where this process does.
     return manifest, Layout((work / manifest.name).absolute(), (out or Path("shards")).absolute())
+
+
+class SliceParam(click.ParamType):
+    """`N/M`: the N-th of M parts, from 1."""
+
+    name = "N/M"
+
+    def convert(self, value: object, param: object, ctx: object) -> "Slice":
+        from lipprep.pipeline.plan import Slice
+
+        if isinstance(value, Slice):
+            return value
+        number, _, of = str(value).partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            example = f"1/{of} to {of}/{of}" if of.isdecimal() and int(of) else "1/64 to 64/64"
+            self.fail(f"{value!r} is no slice: {example}")
+        return Slice(int(number), int(of))
 
 
 class MaxFailures(click.ParamType):

@@ -86,6 +86,28 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """The `number`-th (from 1) of `of` parts of the chunks: what one of many independent runs makes."""
+
+    number: int = 1
+    of: int = 1
+
+    @property
+    def whole(self) -> bool:
+        return self.of == 1
+
+    def __contains__(self, index: int) -> bool:
+        """Whether the chunk that is `index`-th (from 0) of all belongs to it."""
+        return index % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+WHOLE = Slice()
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the artefacts of one manifest stand: `work`/NAME/STAGE, and the shards in `out`."""
 
@@ -117,15 +139,18 @@ def survey(
     stages: tuple[str, ...] = STAGES,
     *,
     deep: bool = False,
+    part: Slice = WHOLE,
 ) -> list[Chunk]:
-    """The state of every chunk of `stages`, from the records' headers and the sources' sizes and times alone.
+    """The state of every chunk of `stages` in `part`, from the records' headers and the sources' sizes and times alone.
 
     With `deep`, the sources' contents are compared as well: every video is read.
     """
     judge = _Judge(manifest, layout, wanted, deep)
     aligned = upstream("shards", wanted) is not None
     chunks: list[Chunk] = []
-    for (split, number), clips in manifest.chunks().items():
+    for index, ((split, number), clips) in enumerate(manifest.chunks().items()):
+        if index not in part:
+            continue
         rows: dict[str, str] = {}
         first = None
         if aligned or "landmarks" in stages:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -60,6 +60,30 @@ def leave_if_orphaned() -> None:
         gone = True
     if gone:
         os._exit(1)
+
+
+class Unwanted(Exception):
+    """Nobody waits for this chunk any more."""
+
+
+_wanted: Callable[[], bool] | None = None
+
+
+@contextlib.contextmanager
+def wanted_while(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Within the block `stop_if_unwanted` asks `wanted`: so a worker of a cluster learns that its task is cancelled."""
+    global _wanted
+    _wanted = wanted
+    try:
+        yield
+    finally:
+        _wanted = None
+
+
+def stop_if_unwanted() -> None:
+    """Raise Unwanted where the chunk that this process makes was cancelled."""
+    if _wanted is not None and not _wanted():
+        raise Unwanted
 
 
 @contextlib.contextmanager
@@ -114,10 +138,18 @@ def pool(workers: int) -> Iterator[Executor]:
         raise
 
 
+class Submits(Protocol):
+    """An executor, or what is as good as one."""
+
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Future:
+        """Have `function(task)` run elsewhere."""
+        ...
+
+
 def run_all(
-    executor: Executor, function: Callable[[Any], object], tasks: Iterable[Any], *, ahead: int
+    executor: Submits, function: Callable[[Any], object], tasks: Iterable[Any], *, ahead: Callable[[], int]
 ) -> Iterator[tuple[Any, Future]]:
-    """Each task with its future as it is done, `ahead` of them submitted at a time. Raises WorkerDied."""
+    """Each task with its future as it is done, `ahead()` of them submitted at a time. Raises WorkerDied."""
     tasks = iter(tasks)
     waiting: dict[Future, Any] = {}
 
@@ -126,14 +158,14 @@ def run_all(
             waiting[executor.submit(function, task)] = task
 
     try:
-        for task in islice(tasks, ahead):
+        for task in islice(tasks, ahead()):
             submit(task)
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                if isinstance(error := future.exception(), BrokenExecutor):
+                if not future.cancelled() and isinstance(error := future.exception(), BrokenExecutor):
                     raise error
                 yield waiting.pop(future), future
-                for task in islice(tasks, 1):
+                for task in islice(tasks, max(0, ahead() - len(waiting))):
                     submit(task)
     except BrokenExecutor as error:
         raise WorkerDied(error) from error

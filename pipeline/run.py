@@ -5,27 +5,51 @@ import dataclasses
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from lipprep.pipeline.accounts import Report, close_accounts
+from lipprep.pipeline.engines import HERE, Engine, open_cluster
 from lipprep.pipeline.inputs import archive_name
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.moved import Moved, drop
-from lipprep.pipeline.plan import STAGES, Chunk, Layout, stage_parameters, survey, upstream
+from lipprep.pipeline.moved import Moved, drop, drop_aside
+from lipprep.pipeline.plan import STAGES, WHOLE, Chunk, Layout, Slice, stage_parameters, survey, upstream
 from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
 from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
-from lipprep.pipeline.supervise import say, supervise
+from lipprep.pipeline.supervise import say, supervise, supervise_here
 from lipprep.pipeline.wanted import Wanted, write_wanted
 from lipprep.stages.untrusted import is_file
 
 if TYPE_CHECKING:
     from lipprep.stages.shard.index import Index
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a stage is run: what its commands' options say beside what is wanted.
+
+    `part` is made of the chunks, the rest by other runs. `retry` names the class of failed clips to try again ("": all
+    of them). A clip may take `clip_timeout` seconds. `deep` compares the videos' contents, not their sizes and times
+    alone. `replace` lets another corpus's artefacts go. `persons` and `device` are for the detector.
+    """
+
+    engine: Engine = HERE
+    part: Slice = WHOLE
+    retry: str | None = None
+    clip_timeout: float = CLIP_TIMEOUT
+    deep: bool = False
+    replace: bool = False
+    persons: Mapping[str, int] | None = None
+    device: str = "cpu"
+
+
+PLAIN = Run()
 
 
 def make_jobs(
@@ -35,13 +59,9 @@ def make_jobs(
     wanted: Wanted,
     pending: Sequence[Chunk],
     *,
+    run: Run = PLAIN,
     stored_crops: Collection[tuple[str, int]] = (),
     moved: Moved | None = None,
-    persons: dict[str, int] | None = None,
-    device: str = "cpu",
-    retry: str | None = None,
-    clip_timeout: float = CLIP_TIMEOUT,
-    deep: bool = False,
 ) -> Iterator[Job]:
     """What workers need to make the chunks `pending`, one job each.
 
@@ -51,6 +71,7 @@ def make_jobs(
     above = upstream(stage, wanted)
     for chunk in pending:
         place = (chunk.split, chunk.number)
+        names = [archive_name(video) for video in {c.video for c in chunk.clips}] if run.persons else ()
         yield Job(
             stage=stage,
             clips=chunk.clips,
@@ -62,13 +83,12 @@ def make_jobs(
             tar=chunk.tar,
             landmarks=layout.tar(above, *place) if above else None,
             crops=layout.tar("crops", *place) if place in stored_crops else None,
-            persons=persons
-            and {n: persons[n] for n in map(archive_name, {c.video for c in chunk.clips}) if n in persons},
-            device=device,
-            retry=retry,
+            persons=run.persons and {n: run.persons[n] for n in names if n in run.persons},
+            device=run.device,
+            retry=run.retry,
             old=moved.old(chunk) if moved else (),
-            clip_timeout=clip_timeout,
-            deep=deep,
+            clip_timeout=run.clip_timeout,
+            deep=run.deep,
         )
 
 
@@ -77,42 +97,34 @@ def run_stage(
     manifest: Manifest,
     layout: Layout,
     wanted: Wanted,
-    *,
-    workers: int,
-    persons: dict[str, int] | None = None,
-    device: str = "cpu",
-    retry: str | None = None,
-    clip_timeout: float = CLIP_TIMEOUT,
-    deep: bool = False,
-    replace: bool = False,
+    run: Run = PLAIN,
 ) -> Report:
-    """Make every chunk of `stage` that is missing or stale, on `workers` processes.
+    """Make every chunk of `stage` that is missing or stale, or every one of a part.
 
-    `retry` names the class of failed clips to try again ("": all). `deep` compares the videos' contents, not
-    their sizes and times alone. `replace` lets another corpus's artefacts go. Raises ValueError where the stage
-    before is not done, its output is damaged, a disk is full, worker processes die again and again, or another
-    run is at work in the same folder.
+    Raises ValueError where the stage before is not done, its output is damaged, a disk is full, worker processes die
+    again and again, a cluster cannot be used, or another run is at work in the same folder.
     """
     check_root(manifest)
     began = time.perf_counter()
-    with contextlib.ExitStack() as locks:
-        locks.enter_context(alone_in(folder := layout.folder(stage)))
+    folder, whole = layout.folder(stage), run.part.whole
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(folder, part="" if whole else f"{run.part.number}-of-{run.part.of}"))
         for other in {"landmarks", "crops"} - {stage} if stage != "landmarks" else ():
-            locks.enter_context(alone_in(layout.folder(other), shared=True))
+            stack.enter_context(alone_in(layout.folder(other), shared=True))
         write_wanted(layout.plan, wanted)
-        mine, stored = _survey(stage, manifest, layout, wanted, deep)
-        pending = [c for c in mine if c.state != "fresh" or _to_retry(c, retry)]
-        again = {c.tar for c in pending}
-        fresh = {c.tar.name for c in mine if c.tar not in again}
-        moved = Moved(folder, fresh, pending, manifest, replace=replace)
+        mine, stored = _survey(stage, manifest, layout, wanted, run)
+        pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
+        moved = Moved(folder, mine, pending, manifest, replace=run.replace, part=run.part)
         if stage == "shards" and pending:
             # From here to the end the folder holds old and new shards: no index may call them one set.
             (layout.out / "index.json").unlink(missing_ok=True)
+        jobs = list(make_jobs(stage, manifest, layout, wanted, pending, run=run, stored_crops=stored, moved=moved))
+        made: dict[Path, dict] = {}
 
         def room() -> int:
-            return needed_bytes(stage, manifest, wanted, mine, [c for c in pending if c.tar not in made], workers)
+            left = [c for c in pending if c.tar not in made]
+            return needed_bytes(stage, manifest, wanted, mine, left, run.engine.workers)
 
-        made: dict[Path, dict] = {}
         if pending and room() > free_bytes(folder):
             warn_of_space(folder, room())
         with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
@@ -122,37 +134,63 @@ def run_stage(
                     bar.update(header["planned"])
                 moved.done(tar)
 
-            jobs = make_jobs(
-                stage,
-                manifest,
-                layout,
-                wanted,
-                pending,
-                stored_crops=stored,
-                moved=moved,
-                persons=persons,
-                device=device,
-                retry=retry,
-                clip_timeout=clip_timeout,
-                deep=deep,
-            )
             try:
-                supervise(list(jobs), workers=workers, done=done)
+                _make(jobs, run.engine, folder, done)
             except OSError as error:
                 if (message := disk_trouble(error, folder, room(), len(pending) - len(made))) is None:
                     raise
                 raise ValueError(message) from error
         moved.close()
-        if moved.dropped:
+        if moved.dropped and whole:
             say(f"{moved.dropped} clips that {manifest.path} does not list any more are dropped from {folder}")
-        _drop_orphans(folder, {c.tar.name for c in mine})
-        if stage == "shards":
+        if whole:
+            _drop_orphans(folder, {c.tar.name for c in mine})
+        if stage == "shards" and whole:
             _write_index(manifest, layout, wanted)
-        return close_accounts(stage, manifest, mine, list(made.values()), time.perf_counter() - began)
+        return close_accounts(stage, mine, list(made.values()), time.perf_counter() - began)
+
+
+def _make(jobs: Sequence[Job], engine: Engine, folder: Path, done: Callable[[Path, dict], None]) -> None:
+    if not jobs:
+        return
+    if engine.is_cluster:
+        from lipprep.pipeline.cluster import supervise_cluster
+
+        with open_cluster(engine, folder) as cluster:
+            supervise_cluster(jobs, cluster=cluster, done=done)
+    elif engine.name == "serial":
+        supervise_here(jobs, done=done)
+    else:
+        supervise(jobs, workers=engine.workers, done=done)
+
+
+def finish(manifest: Manifest, layout: Layout, wanted: Wanted) -> Report:
+    """Write the index of shards that were made in slices, and drop what is left of others.
+
+    Raises ValueError where shards are missing or stale.
+    """
+    began = time.perf_counter()
+    with alone_in(layout.out):
+        chunks = survey(
+            manifest, layout, wanted, ("landmarks", "shards") if upstream("shards", wanted) else ("shards",)
+        )
+        mine = [c for c in chunks if c.stage == "shards"]
+        if absent := [c for c in mine if c.state != "fresh"]:
+            first = absent[0]
+            why = f" ({first.reason})" if first.reason else ""
+            raise ValueError(
+                f"{len(absent)} of {len(mine)} shards are not there, e.g. {first.tar.name} is {first.state}{why}: "
+                "run `lipprep shards` for their slices first"
+            )
+        for folder in (layout.folder(stage) for stage in STAGES):
+            drop_aside(folder)
+        _drop_orphans(layout.out, {c.tar.name for c in mine})
+        _write_index(manifest, layout, wanted)
+        return close_accounts("shards", mine, [], time.perf_counter() - began)
 
 
 def _survey(
-    stage: str, manifest: Manifest, layout: Layout, wanted: Wanted, deep: bool
+    stage: str, manifest: Manifest, layout: Layout, wanted: Wanted, run: Run
 ) -> tuple[list[Chunk], set[tuple[str, int]]]:
     """The chunks of `stage`, and the places whose crops are stored and fresh.
 
@@ -160,12 +198,13 @@ def _survey(
     """
     above = upstream(stage, wanted)
     needed = {stage, above, "crops" if stage == "shards" else stage}
-    chunks = survey(manifest, layout, wanted, tuple(s for s in STAGES if s in needed), deep=deep)
+    stages = tuple(s for s in STAGES if s in needed)
+    chunks = survey(manifest, layout, wanted, stages, deep=run.deep, part=run.part)
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
         why = f" ({absent[0].reason})" if absent[0].reason else ""
         raise ValueError(
             f"{len(absent)} chunks of {above} are {absent[0].state}{why}: run `lipprep {above}"
-            f"{' --deep' if deep else ''}` first"
+            f"{' --deep' if run.deep else ''}` first"
         )
     stored = {(c.split, c.number) for c in chunks if c.stage == "crops" and c.state == "fresh"}
     return [c for c in chunks if c.stage == stage], stored if stage == "shards" else set()

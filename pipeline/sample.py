@@ -55,7 +55,7 @@ def make_sample(out: Path, *, clips: int = 240, seed: int = 0, workers: int = 1)
         raise ValueError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
     try:
         with pool(workers) as executor, tqdm(total=len(jobs), desc="sample", unit="clip") as bar:
-            for _, done in run_all(executor, partial(_write, out.absolute(), seed), jobs, ahead=2 * workers):
+            for _, done in run_all(executor, partial(_write, out.absolute(), seed), jobs, ahead=lambda: 2 * workers):
                 done.result()
                 bar.update()
     except WorkerDied as death:

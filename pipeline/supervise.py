@@ -23,7 +23,7 @@ from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import WorkerDied, pool, run_all
 from lipprep.pipeline.records import read_header
 
-_BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
+BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
 _PROBES = ".probe"  # folder of what suspects leave when they are tried alone
 
 
@@ -45,7 +45,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
         batch = [dataclasses.replace(job, attempt=attempt) for job in pending.values()]
         try:
             with pool(min(workers, len(batch))) as executor:
-                for job, future in run_all(executor, run_job, batch, ahead=2 * workers):
+                for job, future in run_all(executor, run_job, batch, ahead=lambda count=2 * workers: count):
                     try:
                         header = future.result()
                     except OSError:
@@ -72,7 +72,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
             if condemned or forward:
                 deaths.clear()
             deaths.append({key for found in left.values() for key in found.working or ()})
-            if len(deaths) > _BARREN:
+            if len(deaths) > BARREN:
                 workers = _retreat(death, pending, deaths, workers)
                 deaths.clear()
         if not pending:
@@ -80,6 +80,22 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
             pending = {job.tar: job for job in jobs if _overwritten(job.tar, attempts)}
     for folder in {job.tar.parent for job in jobs}:
         shutil.rmtree(folder / _PROBES, ignore_errors=True)
+    raise_damaged(damaged)
+
+
+def supervise_here(jobs: Collection[Job], *, done: Callable[[Path, dict], None]) -> None:
+    """The same one after another in this process, which dies with a clip that kills it."""
+    damaged: list[ValueError] = []
+    for job in jobs:
+        try:
+            done(job.tar, run_job(dataclasses.replace(job, attempt=uuid.uuid4().hex[:12], clip_timeout=None)))
+        except ValueError as error:
+            damaged.append(error)
+    raise_damaged(damaged)
+
+
+def raise_damaged(damaged: Sequence[ValueError]) -> None:
+    """Raise the first of the errors that chunks could not be made for, if there are any."""
     if damaged:
         more = f" (and {len(damaged) - 1} more chunks)" if len(damaged) > 1 else ""
         raise ValueError(f"{damaged[0]}{more}")
@@ -103,7 +119,7 @@ def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], worke
     if keys := set.intersection(*deaths):
         for tar, job in pending.items():
             if found := keys & {clip.key for clip in job.clips}:
-                pending[tar] = _condemn(job, found, "crashed", death.codes)
+                pending[tar] = condemn(job, found, "crashed", f"alone as well ({death.codes})")
         return workers
     raise ValueError(
         f"worker processes die again and again ({death.codes}), each with another clip: is there too little memory? "
@@ -127,7 +143,7 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
         say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
         keys, kind, codes = _guilty(job, found)
         if keys:
-            pending[tar] = _condemn(job, keys, kind, codes)
+            pending[tar] = condemn(job, keys, kind, f"alone as well ({codes})")
             condemned = True
         else:
             # What was made of it alone need not be made again.
@@ -136,7 +152,8 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
     return condemned
 
 
-def _condemn(job: Job, keys: Collection[str], kind: str, codes: str) -> Job:
+def condemn(job: Job, keys: Collection[str], kind: str, how: str) -> Job:
+    """The job with the clips `keys`, which crashed or timed out, as failed; `how` it is known."""
     if kind == "timeout":
         message = (
             f"no end after {job.clip_timeout:g} s: if the machine was merely slow, raise --clip-timeout and run again "
@@ -144,8 +161,7 @@ def _condemn(job: Job, keys: Collection[str], kind: str, codes: str) -> Job:
         )
     else:
         message = (
-            f"it killed its process, alone as well ({codes}): out of memory, or a fault in a codec. "
-            "--retry-failed=crashed tries it again"
+            f"it killed its process, {how}: out of memory, or a fault in a codec. --retry-failed=crashed tries it again"
         )
     return dataclasses.replace(job, condemned={**job.condemned, **dict.fromkeys(keys, (kind, message))})
 
@@ -185,13 +201,13 @@ def _guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
 
 def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
     """What is left, with the exit codes, where these clips kill a process of their own; None where they do not."""
-    for _ in range(_BARREN):
+    for _ in range(BARREN):
         attempt = uuid.uuid4().hex[:12]
         tar = job.tar.parent / _PROBES / f"{job.tar.stem}-{attempt}.tar"
         alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt)
         try:
             with pool(1) as executor:
-                for _, future in run_all(executor, run_job, [alone], ahead=1):
+                for _, future in run_all(executor, run_job, [alone], ahead=lambda: 1):
                     with contextlib.suppress(ValueError):
                         future.result()
             return None

@@ -255,7 +255,7 @@ def _look(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
 
     try:
         with pool(workers) as executor:
-            for _, future in run_all(executor, look, [Look(*task) for task in tasks], ahead=2 * workers):
+            for _, future in run_all(executor, look, [Look(*task) for task in tasks], ahead=lambda: 2 * workers):
                 yield future.result()
     except WorkerDied as error:
         raise ValueError(

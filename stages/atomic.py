@@ -1,12 +1,18 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, on a disk or in a store.
+
+What is for a store is written to a local file, which is uploaded when it is whole.
+"""
 
 import contextlib
 import errno
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from lipprep.stages.remote import RemotePath, place, scratch
 
 _REMEDY = {
     errno.ENOSPC: "make room",
@@ -15,6 +21,7 @@ _REMEDY = {
     errno.EROFS: "make it writable",
     errno.EIO: "see to the disk",
 }
+_FETCH = 1 << 24  # bytes a request
 
 
 def disk_remedy(error: OSError) -> str | None:
@@ -45,8 +52,10 @@ def sync(file: BinaryIO) -> None:
         raise OSError(error.errno, error.strerror, str(file.name)) from error
 
 
-def fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path | RemotePath) -> None:
     """Make renames and removals in `folder` last through a power cut (a no-op where folders cannot be opened)."""
+    if isinstance(folder, RemotePath):
+        return
     try:
         fd = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders, and needs none of this
@@ -57,17 +66,31 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def temporary_path(path: Path, tag: object) -> Path:
-    """Where `path` is written before it is whole: beside it, a name that listings pass over.
+def temporary_path(path: Path | RemotePath, tag: object) -> Path:
+    """Where `path` is written before it is whole: beside it, or where it is remote, in the local scratch folder.
 
-    The `tag` keeps two writers apart.
+    The `tag` keeps two writers apart. Listings pass over the name.
     """
-    return path.with_name(f".{path.name}.{tag}.tmp")
+    return _beside(path) / f".{path.name}.{tag}.tmp"
 
 
-def temporary_paths(path: Path) -> list[Path]:
-    """What writers of `path` that were killed have left, or one at work is writing."""
-    return sorted(path.parent.glob(f".{path.name}.*.tmp"))
+def temporary_paths(path: Path | RemotePath) -> list[Path]:
+    """What writers of `path` that were killed have left on this machine, or one at work is writing."""
+    return sorted(_beside(path).glob(f".{path.name}.*.tmp"))
+
+
+def _beside(path: Path | RemotePath) -> Path:
+    return scratch(path.parent) if isinstance(path, RemotePath) else path.parent
+
+
+def publish(temporary: Path, path: Path | RemotePath) -> None:
+    """Give a file that is whole its name, replacing an older one: by renaming it, or by uploading it."""
+    if isinstance(path, RemotePath):
+        path.upload(temporary)
+        temporary.unlink()
+    else:
+        temporary.replace(path)
+        fsync_folder(path.parent)
 
 
 def abandon(file: BinaryIO) -> None:
@@ -77,9 +100,12 @@ def abandon(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write; on success it is fsynced and takes the name `path`, on failure it goes."""
-    path = Path(path)
+def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
+    """Yield a file to write; on success it is fsynced and takes the name `path`, on failure it goes.
+
+    Raises RemoteError where a store does not take it; what was there before is there still.
+    """
+    path = place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path, os.getpid())
     file = io.BufferedWriter(Output(temporary))
@@ -87,14 +113,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         yield file
         sync(file)
         file.close()
-        temporary.replace(path)
-        fsync_folder(path.parent)
+        publish(temporary, path)
     finally:
         abandon(file)
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | RemotePath, text: str) -> None:
     """Write UTF-8 `text` to `path` atomically, with newlines as they are."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def fetched(path: Path | RemotePath) -> Iterator[Path]:
+    """A local file with the content of `path`, for those who read all of it: itself where it is local, else a copy.
+
+    Raises FileNotFoundError where there is none. The copy goes at the end.
+    """
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=scratch(path.parent)) as folder:
+        local, size = Path(folder) / path.name, path.stat().st_size
+        with io.BufferedWriter(Output(local)) as file:
+            for start in range(0, size, _FETCH):
+                file.write(path.read_range(start, min(start + _FETCH, size)))
+        yield local

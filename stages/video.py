@@ -5,7 +5,9 @@ saw as gray; one look-up table brings it to the gray that a conversion through B
 """
 
 import contextlib
+import io
 import math
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +18,7 @@ import numpy as np
 
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr, gray_from_luma
+from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.untrusted import printable
 
 # Demuxers for the files that people call videos, and sound files, to be told as such. Playlists (concat, hls,
@@ -34,6 +37,8 @@ SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K of cinema. A header of a few bytes can claim any size
 MAX_FRAMES = 100_000  # of a video read whole: over an hour at 25 fps
+_WHOLE = 64 << 20  # bytes: a remote file up to this size is fetched with one request
+_AHEAD = 8 << 20  # and of a larger one this much with each
 _MAX_HELD = 60.0  # seconds that one frame may be shown. It can claim to last for years
 _BOUNDED = {"max_pixels": str(MAX_PIXELS)}
 # Decoders run while a file is opened, too. Before PyAV 18, options for them crash on mpg and flv.
@@ -54,17 +59,23 @@ class VideoInfo:
     duration: float
 
 
-def _open(path: Path) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
-    path, name = Path(path), printable(path)
+def _open(path: Path | RemotePath) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+    path, name = place(path), printable(path)
     try:
-        if not path.is_file():  # pipes and devices among them, on which reading could wait for ever
+        size = _size(path)
+        if size is None:  # pipes and devices among them, on which reading could wait for ever
             raise ClipFailure(
                 "unreadable", f"{name} is no file: it was moved, or the manifest's root is wrong (--root)"
             )
-        if not path.stat().st_size:
+        if not size:
             raise ClipFailure("unreadable", f"{name} is empty")
         options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
-        container = av.open(str(path.resolve()), options=_PROBING, container_options=options)
+        if isinstance(path, RemotePath):
+            options["protocol_whitelist"] = "none"  # FFmpeg is handed the bytes
+            source = io.BytesIO(path.read_range(0, size)) if size <= _WHOLE else path.open("rb", buffering=_AHEAD)
+        else:
+            source = str(path.resolve())
+        container = av.open(source, options=_PROBING, container_options=options)
     except ClipFailure:
         raise
     except (av.FFmpegError, ValueError) as error:
@@ -95,6 +106,15 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.video.stream.Vide
     return container, stream
 
 
+def _size(path: Path | RemotePath) -> int | None:
+    """The bytes of a file that ends; None where there is none. One question: of a store each takes its time."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
@@ -104,8 +124,11 @@ def _rate(stream: av.video.stream.VideoStream) -> Fraction:
     return rate if rate else Fraction(25)
 
 
-def probe(path: Path) -> VideoInfo:
-    """Read a video's header. Raises ClipFailure (unreadable, no_video) where there is none."""
+def probe(path: Path | RemotePath) -> VideoInfo:
+    """Read a video's header. Raises ClipFailure (unreadable, no_video) where there is none.
+
+    Of a remote one, RemoteError where its store does not answer, which says nothing of the video.
+    """
     container, stream = _open(path)
     with container:
         turns = 0
@@ -165,13 +188,14 @@ def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.Video
     """The frames in order of presentation; raises ClipFailure where the file ends too early, or they change size."""
     packets = frames = 0
     size = None
-    ends = {stream.index: 0.0}  # of each stream, in seconds
+    ends = {s.index: 0 for s in container.streams}  # in each stream's own time base
     try:
         for packet in container.demux():  # all streams: a file may end with its sound
             shown = packet.dts if packet.pts is None else packet.pts
             if shown is not None:
-                end = float((shown + (packet.duration or 0)) * packet.time_base)
-                ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0.0))
+                end = shown + (packet.duration or 0)
+                if end > ends.get(packet.stream.index, 0):
+                    ends[packet.stream.index] = end
             if packet.stream.index != stream.index:  # packet.stream_index is 0 for those that flush
                 continue
             if packet.is_corrupt:
@@ -194,7 +218,8 @@ def _decoded(path: Path, container, stream, *, whole: bool) -> Iterator[av.Video
     if whole and not frames:
         raise ClipFailure("unreadable", f"{printable(path)} holds no frame that can be decoded")
     if whole:
-        _check_end(path, container, stream, packets, ends)
+        seconds = {s.index: float(ends[s.index] * s.time_base) for s in container.streams if ends[s.index]}
+        _check_end(path, container, stream, packets, {stream.index: 0.0, **seconds})
 
 
 def _check_end(path: Path, container, stream, packets: int, ends: dict[int, float]) -> None:
@@ -221,7 +246,7 @@ def _check_end(path: Path, container, stream, packets: int, ends: dict[int, floa
         )
 
 
-def _ends_inside_packet(path: Path) -> bool:
+def _ends_inside_packet(path: Path | RemotePath) -> bool:
     """Whether a transport stream that begins with whole packets does not end with one."""
     with path.open("rb") as file:
         head = file.read(1024)
@@ -274,7 +299,7 @@ def _check_length(path: Path, total: int, held: int, fps: float) -> None:
 
 
 def read_frames(
-    path: Path, *, fps: float = 25.0, first: int = 0, last: int | None = None, color: bool = False
+    path: Path | RemotePath, *, fps: float = 25.0, first: int = 0, last: int | None = None, color: bool = False
 ) -> Iterator[GrayFrame | np.ndarray]:
     """Yield frames `first` to `last` (exclusive; None: the end) of a video, as many of them as it has.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+sys.path.append(str(Path(__file__).parent))
+pytest_plugins = ["remote", "traps"]
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,43 @@ from pathlib import Path
 
 import click
 
-from lipprep.command import INTERRUPTED, Command
+from lipprep.command import INTERRUPTED, Command, LocalFolder, Place
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
+
+
+class Size(click.ParamType):
+    """A number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: str, param: object, ctx: object) -> int:
+        from lipprep.train.cache import parse_size
+
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error))
+
 
 SHARDS = click.option(
     "--shards",
     required=True,
+    metavar="DIR|URL",
+    type=Place(),
+    help="Folder with the shards and their index.json, or its URL: s3://BUCKET/FOLDER.",
+)
+CACHE = click.option(
+    "--cache",
     metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder with the shards and their index.json.",
+    type=LocalFolder(),
+    help="Shards of a URL: where what was read is kept for the next epoch. Default: ~/.cache/lipprep.",
+)
+CACHE_SIZE = click.option(
+    "--cache-size",
+    metavar="SIZE",
+    type=Size(),
+    help="How much is kept, as in 20GB. Default: 50GB, or a tenth of a small disk.",
 )
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if any."
@@ -24,11 +52,13 @@ DEVICE = click.option(
 @click.command(cls=Command)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @SHARDS
+@CACHE
+@CACHE_SIZE
 @click.option("--recipe", metavar="NAME", help="A recipe's name, or FILE.yaml. Default: lrw_resnet18_mstcn_prelu.")
 @click.option(
     "--run",
     metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=LocalFolder(),
     help="Where config, metrics and checkpoints go. Default: runs/DATE-RECIPE.",
 )
 @DEVICE
@@ -36,7 +66,9 @@ DEVICE = click.option(
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON, the last one.")
 def train(
     overrides: tuple[str, ...],
-    shards: Path,
+    shards: Path | RemotePath,
+    cache: Path | None,
+    cache_size: int | None,
     recipe: str | None,
     run: Path | None,
     device: str,
@@ -54,6 +86,7 @@ def train(
       lipprep train --shards shards/
       lipprep train --shards shards/ --recipe compact --run runs/small epochs=20 lr=1e-3
       lipprep train --shards shards/ --run runs/small --resume auto
+      lipprep train --shards s3://bucket/shards --cache-size 20GB
     """
     from lipprep.train.loop import train as run_training
     from lipprep.train.run import open_run
@@ -62,7 +95,8 @@ def train(
     if resume == "auto" and checkpoint is None:
         click.echo(f"nothing to resume in {folder}: starting from the beginning")
     try:
-        outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint)
+        kept = {"cache": cache, "cache_size": cache_size}
+        outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint, **kept)
     except KeyboardInterrupt:
         click.echo(f"\nInterrupted. Go on with: lipprep train --shards {shards} --run {folder} --resume auto", err=True)
         sys.exit(INTERRUPTED)
@@ -81,6 +115,8 @@ def train(
 @click.command(cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
 @SHARDS
+@CACHE
+@CACHE_SIZE
 @click.option("--split", default="test", show_default=True, help="train, val, test or unseen.")
 @click.option(
     "--groups",
@@ -94,7 +130,9 @@ def train(
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def evaluate(
     run: Path,
-    shards: Path,
+    shards: Path | RemotePath,
+    cache: Path | None,
+    cache_size: int | None,
     split: str,
     groups: Path | None,
     out: Path | None,
@@ -114,7 +152,9 @@ def evaluate(
     """
     from lipprep.train.evaluate import evaluate as measure
 
-    results = measure(run, shards=shards, split=split, groups=groups, out=out, device=device, batch_size=batch_size)
+    kept = {"cache": cache, "cache_size": cache_size}
+    where = {"groups": groups, "out": out, "device": device, "batch_size": batch_size}
+    results = measure(run, shards=shards, split=split, **where, **kept)
     if as_json:
         click.echo(json.dumps(results, indent=1))
         return

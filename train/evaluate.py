@@ -17,9 +17,11 @@ import torch
 from tqdm import tqdm
 
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.untrusted import read_text
 from lipprep.train.augment import AugmentOptions, eval_batch
+from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import autocast, choose_device, load_model
@@ -135,25 +137,30 @@ def within_groups(
 def evaluate(
     run: Path,
     *,
-    shards: Path,
+    shards: Path | RemotePath,
     split: str = "test",
     groups: Path | None = None,
     out: Path | None = None,
     device: str = "auto",
     batch_size: int | None = None,
+    cache: Path | None = None,
+    cache_size: int | None = None,
 ) -> dict:
     """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
 
+    Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
     Returns what results.json there holds; `not_in_shards` counts, by class of failure, the clips of the split
     that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, or
-    its labels or its training crops are not like those of the shards.
+    its labels or its training crops are not like those of the shards, and RemoteError where a store does not answer.
     """
     path = find_checkpoint(run)
     checkpoint = load_checkpoint(path)
     index = load_index(shards)
     check_fits(checkpoint, index)
     config = config_from(checkpoint.config)
-    batches = ShardBatches(shards, index, split)
+    needed = sum(s.bytes for s in index.split(split))
+    kept = open_cache(shards, needed=needed, folder=cache, size=cache_size)
+    batches = ShardBatches(shards, index, split, cache=kept)
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)
     model = load_model(checkpoint, where)

@@ -1,8 +1,8 @@
 """Batches from shards, read at the places that a plan names.
 
 A sample is read by itself, at its offset: a window of the plan covers few neighbouring stretches of few
-files, so that these small reads come out of the operating system's cache, and no worker decodes what another
-one needs. Which worker reads a batch changes nothing about it.
+files, so that these small reads come out of the operating system's cache, or of the one for remote shards, and no
+worker decodes what another one needs. Which worker reads a batch changes nothing about it.
 
 Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 """
@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import Index
-from lipprep.stages.shard.reader import read_samples
+from lipprep.stages.shard.reader import read_range, read_samples
+from lipprep.stages.store import RemoteError
+from lipprep.train.cache import BlockCache, RemoteShard
 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 
@@ -31,10 +34,12 @@ class ShardBatches(Dataset):
     frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, and `keys`, a list.
     """
 
-    def __init__(self, folder: Path, index: Index, split: str) -> None:
-        """Raises ValueError where the shards have no such split."""
+    def __init__(self, folder: Path | RemotePath, index: Index, split: str, *, cache: BlockCache | None = None) -> None:
+        """`cache` is for remote shards. Raises ValueError where the shards have no such split."""
         shards = index.split(split)
-        self.paths = [Path(folder) / shard.name for shard in shards]
+        self.cache = cache
+        self.paths = [place(folder) / shard.name for shard in shards]
+        self.digests = [shard.sha256 for shard in shards]
         self.offsets = [index.offsets[shard.name] for shard in shards]
         self.counts = [shard.samples for shard in shards]
         self.crop_size = index.crop_size
@@ -44,13 +49,18 @@ class ShardBatches(Dataset):
         # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
         try:
             return self.read(places)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RemoteError) as error:
             return ValueError(str(error))
 
     def read(self, places: np.ndarray) -> dict:
-        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch."""
+        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch.
+
+        RemoteError where a store does not answer.
+        """
         S = self.crop_size
         samples = []
+        if self.cache is not None:
+            self.cache.prefetch((self._remote(shard), position) for shard, position in places.tolist())
         for shard, position in places.tolist():
             samples.append(sample := self._sample(shard, position))
             if len(places) * (size := sample["mouth"].nbytes) > _MAX_BATCH:
@@ -60,21 +70,27 @@ class ShardBatches(Dataset):
                     "batch_size, or cut the clip into windows"
                 )
         lengths = [len(sample["mouth"]) for sample in samples]
-        video_BTSS = torch.zeros(len(samples), max(lengths), S, S, dtype=torch.uint8)
+        video_BTSS = np.zeros((len(samples), max(lengths), S, S), np.uint8)
         for row, sample in zip(video_BTSS, samples, strict=True):
-            row[: len(sample["mouth"])] = torch.from_numpy(sample["mouth"])
+            row[: len(sample["mouth"])] = sample["mouth"]
         durations = [s.get("duration") for s in samples]
         return {
-            "video": video_BTSS,
+            "video": torch.from_numpy(video_BTSS),
             "lengths": torch.tensor(lengths),
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "durations": torch.tensor([np.nan if d is None else d for d in durations], dtype=torch.float32),
             "keys": [sample["key"] for sample in samples],
         }
 
+    def _remote(self, shard: int) -> RemoteShard:
+        return RemoteShard(self.paths[shard], self.digests[shard], self.offsets[shard])
+
     def _sample(self, shard: int, position: int) -> dict:
         path = self.paths[shard]
-        (sample,) = read_samples(path, self.offsets[shard], range(position, position + 1))
+        read = read_range
+        if self.cache is not None:
+            read = lambda *_: self.cache.read(self._remote(shard), position)  # noqa: E731
+        (sample,) = read_samples(path, self.offsets[shard], range(position, position + 1), read=read)
         shape = sample["mouth"].shape
         if shape[0] == 0 or shape[1:] != (self.crop_size, self.crop_size):
             raise ValueError(

@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.train.augment import cross_entropy, train_batch
+from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, check_fits, save_checkpoint
 from lipprep.train.config import Config, as_plain, save_config
 from lipprep.train.device import autocast, choose_device, load_weights, new_model, place, training_precision
@@ -47,15 +49,27 @@ class Outcome:
 
 
 def train(
-    config: Config, *, shards: Path, run: Path, device: str = "auto", resume: Checkpoint | None = None
+    config: Config,
+    *,
+    shards: Path | RemotePath,
+    run: Path,
+    device: str = "auto",
+    resume: Checkpoint | None = None,
+    cache: Path | None = None,
+    cache_size: int | None = None,
 ) -> Outcome:
     """Train on the split `train` of a folder of shards, into the folder `run`; go on from `resume` if given.
 
+    Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
+
     Raises ValueError where shards, recipe and checkpoint do not go together, or loss or weights are no longer
-    numbers, and KeyboardInterrupt, with last.pt saved, where Ctrl-C was pressed.
+    numbers, KeyboardInterrupt, with last.pt saved, where Ctrl-C was pressed, and RemoteError where a store does not
+    answer.
     """
     index = load_index(shards)
-    batches = ShardBatches(shards, index, "train")
+    needed = sum(s.bytes for s in index.shards if s.split in ("train", "val"))
+    kept = open_cache(shards, needed=needed, folder=cache, size=cache_size)
+    batches = ShardBatches(shards, index, "train", cache=kept)
     per_epoch = len(training_plan(batches.counts, seed=config.seed, epoch=0, batch_size=config.batch_size))
     total = min(config.epochs * per_epoch, config.max_steps or math.inf)
     where = choose_device(device)
@@ -96,7 +110,7 @@ def train(
     loader = iter(BatchLoader(batches, plan, workers=workers, pin_memory=pin))
     validation = None
     if has_val:
-        val = ShardBatches(shards, index, "val")
+        val = ShardBatches(shards, index, "val", cache=kept)
         val_plan = evaluation_plan(val.counts, batch_size=config.batch_size)
         validation = BatchLoader(val, val_plan, workers=workers, pin_memory=pin)
     else:

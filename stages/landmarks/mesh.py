@@ -7,6 +7,7 @@ and lips are the same places; the jaw's are not (they lie 13-16 % of the inter-o
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -41,7 +42,7 @@ MIN_PRESENCE = 0.5
 REGION_SCALE = 1.5  # of the larger side of the face's box, for both kinds of region (MediaPipe's graphs)
 
 
-def _network_file(name: str) -> Path:
+def network_file(name: str) -> Path:
     return Path(str(files("lipprep.stages") / "data" / f"{name}.tflite"))
 
 
@@ -77,39 +78,41 @@ def _no_greeting() -> Iterator[None]:
 
 
 class _Network:
-    """A tflite network of one float input on one thread.
+    """A tflite network of one square float input on one thread, fed with gray pictures: gray * scale + offset.
 
     XNNPACK, the interpreter's default delegate, makes it more than twice as fast; OpResolverType.AUTO is
     named so that this does not hang on a default.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, scale: float, offset: float) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         with _no_greeting():
             self._interpreter = Interpreter(
-                model_path=str(_network_file(name)),
+                model_path=str(network_file(name)),
                 num_threads=1,
                 experimental_op_resolver_type=OpResolverType.AUTO,
             )
             self._interpreter.allocate_tensors()
-        self._input = self._interpreter.tensor(self._interpreter.get_input_details()[0]["index"])
-        self._outputs = [details["index"] for details in self._interpreter.get_output_details()]
+        details = self._interpreter.get_input_details()[0]
+        self._input = self._interpreter.tensor(details["index"])
+        self._outputs = [details["index"] for details in self._interpreter.get_output_details()[:2]]
+        self._levels = np.arange(256, dtype=np.float32) * np.float32(scale) + np.float32(offset)
+        # An invocation leaves the caches to the network's weights: what comes between two of them costs the less, the
+        # fewer arrays it touches and calls it makes.
+        self._values = np.empty(details["shape"][1:3], np.float32)
 
-    def __call__(self, gray: np.ndarray, scale: float, offset: float) -> list[np.ndarray]:
-        """Run on gray * scale + offset, the same in all three channels; give copies of the outputs."""
-        values = cv2.merge([cv2.LUT(gray, _levels(scale, offset))] * 3)
-        self._input()[0] = values  # a view of the tensor may not outlive this line: invoke() refuses
+    def __call__(self, gray: np.ndarray) -> list[np.ndarray]:
+        """Run on a gray picture, the same in all three channels; give copies of the first two outputs."""
+        cv2.LUT(gray, self._levels, self._values)
+        # Straight into the tensor, of which no view may outlive this line: invoke() refuses.
+        cv2.cvtColor(self._values, cv2.COLOR_GRAY2BGR, self._input()[0])
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
 
 
-def _levels(scale: float, offset: float) -> np.ndarray:
-    return np.arange(256, dtype=np.float32) * np.float32(scale) + np.float32(offset)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-min(max(logit, -80), 80)))
 
 
 class Mesh:
@@ -119,18 +122,22 @@ class Mesh:
 
     @property
     def identity(self) -> str:
-        return weights_identity("mesh", _network_file("face_landmarks_detector"))
+        return weights_identity("mesh", network_file("face_landmarks_detector"))
 
     def __getstate__(self) -> dict:
         return {}  # interpreters survive neither pickling nor another thread
 
     @cached_property
     def _detector(self) -> _Network:
-        return _Network("face_detector")
+        return _Network("face_detector", 1 / 127.5, -1)
 
     @cached_property
     def _mesh(self) -> _Network:
-        return _Network("face_landmarks_detector")
+        return _Network("face_landmarks_detector", 1 / 255, 0)
+
+    @cached_property
+    def _patch(self) -> np.ndarray:
+        return np.empty((MESH_SIZE, MESH_SIZE), np.uint8)
 
     def faces(self, frame: np.ndarray) -> list[Face]:
         """Give every face of a gray frame (H, W) uint8, best score first.
@@ -149,7 +156,10 @@ class Mesh:
         return faces
 
     def _candidates(self, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give 896 candidates: points (896, 8, 2) in pixels (two box corners, six key points), scores (896,)."""
+        """Give those of 896 candidates that score at least 0.3: points (K, 8, 2) in pixels, and scores (K,).
+
+        The points are two corners of the box and six key points.
+        """
         height, width = frame.shape
         side = max(height, width)
         size = (max(1, round(width * DETECTOR_SIZE / side)), max(1, round(height * DETECTOR_SIZE / side)))
@@ -157,17 +167,19 @@ class Mesh:
         left, top = (DETECTOR_SIZE - size[0]) // 2, (DETECTOR_SIZE - size[1]) // 2
         letterbox = np.zeros((DETECTOR_SIZE, DETECTOR_SIZE), np.uint8)
         letterbox[top : top + size[1], left : left + size[0]] = small
-        regressors, logits = self._detector(letterbox, 1 / 127.5, -1)
-        # raw: (896, 8, 2), in the network's pixels: box centre and box size, then offsets of key points
-        raw = regressors[0].reshape(-1, 8, 2)
-        points = raw + ANCHORS[:, None] * DETECTOR_SIZE
+        regressors, logits = self._detector(letterbox)
+        scores = 1 / (1 + np.exp(-logits[0, :, 0].clip(-80, 80)))
+        kept = np.flatnonzero(scores >= MIN_SCORE_LOW)
+        # raw: (K, 8, 2), in the network's pixels: box centre and box size, then offsets of key points
+        raw = regressors[0, kept].reshape(-1, 8, 2)
+        points = raw + ANCHORS[kept, None] * DETECTOR_SIZE
         half = raw[:, 1] / 2
         centre = points[:, 0].copy()
         points[:, 0], points[:, 1] = centre - half, centre + half
         points = (points - np.array([left, top], np.float32)) * (
             np.array([width, height], np.float32) / np.array(size, np.float32)
         )
-        return points, _sigmoid(logits[0, :, 0])
+        return points, scores[kept]
 
     def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray | None, Face | None]:
         """Give the 68 points (68, 2) float32 in pixels and the tracked face, or (None, None) without a face.
@@ -181,26 +193,28 @@ class Mesh:
             if presence < MIN_PRESENCE:
                 return None, None
             face = _tracked(points, presence)
-        return points[IBUG_68], face
+        return points.T[IBUG_68], face
 
     def _points(self, frame: np.ndarray, region: Region) -> tuple[np.ndarray, float]:
-        """Give the 478 points (478, 2) float32 in pixels of the frame, and the probability of a face."""
+        """Give the 478 points (2, 478) float32 in pixels of the frame, and the probability of a face."""
+        scale, half = region.side / MESH_SIZE, MESH_SIZE / 2
+        cos, sin = scale * math.cos(region.angle), scale * math.sin(region.angle)
         # to_frame: pixels of the 256x256 patch -> pixels of the frame
-        scale = region.side / MESH_SIZE
-        cos, sin = scale * np.cos(region.angle), scale * np.sin(region.angle)
-        rotation = np.array([[cos, -sin], [sin, cos]])
-        corner = np.array([region.x, region.y]) - rotation @ np.full(2, MESH_SIZE / 2)
-        to_frame = np.column_stack([rotation, corner])
-        patch = cv2.warpAffine(
+        to_frame = np.array(
+            [[cos, -sin, region.x - half * (cos - sin)], [sin, cos, region.y - half * (sin + cos)]], np.float64
+        )
+        cv2.warpAffine(
             frame,
             to_frame,
             (MESH_SIZE, MESH_SIZE),
+            self._patch,
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        vertices, presence, _ = self._mesh(patch, 1 / 255, 0)
-        xy = vertices.reshape(-1, 3)[:, :2]
-        return (xy @ rotation.T + corner).astype(np.float32), float(_sigmoid(presence.item()))
+        vertices, logit = self._mesh(self._patch)
+        xy1 = vertices.reshape(-1, 3)
+        xy1[:, 2] = 1
+        return (to_frame @ xy1.T).astype(np.float32), _sigmoid(logit.item())
 
 
 def _merge(points: np.ndarray, scores: np.ndarray, min_score: float) -> list[Face]:
@@ -234,12 +248,12 @@ def _detected(points: np.ndarray, score: float) -> Face:
 
 
 def _tracked(points: np.ndarray, presence: float) -> Face:
-    """Make the face to look for next of the 478 points: their bounding box in the frame levelled by the eyes."""
-    dx, dy = points[EYE_CORNERS[1]] - points[EYE_CORNERS[0]]
+    """Make the face to look for next of the points (2, 478): their bounding box in the frame levelled by the eyes."""
+    dx, dy = points[:, EYE_CORNERS[1]] - points[:, EYE_CORNERS[0]]
     angle = float(np.arctan2(dy, dx))
-    cos, sin = np.cos(angle), np.sin(angle)
-    levelled = points @ np.array([[cos, -sin], [sin, cos]], np.float32)
-    low, high = levelled.min(axis=0), levelled.max(axis=0)
-    u, v = (low + high) / 2
-    region = Region(float(cos * u - sin * v), float(sin * u + cos * v), REGION_SCALE * float((high - low).max()), angle)
-    return Face((*map(float, points.min(axis=0)), *map(float, points.max(axis=0))), presence, region, True)
+    cos, sin = math.cos(angle), math.sin(angle)
+    levelled = np.array([[cos, sin], [-sin, cos]], np.float32) @ points
+    low, high = levelled.min(axis=1), levelled.max(axis=1)
+    u, v = ((low + high) / 2).tolist()
+    region = Region(cos * u - sin * v, sin * u + cos * v, REGION_SCALE * float((high - low).max()), angle)
+    return Face((*points.min(axis=1).tolist(), *points.max(axis=1).tolist()), presence, region, True)

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import check_file
 
 INDEX_VERSION = 2
@@ -78,9 +80,9 @@ class Index:
         return self.parameters["crop_size"]
 
 
-def save_index(folder: Path, index: Index) -> None:
+def save_index(folder: Path | RemotePath, index: Index) -> None:
     """Write index.npz and then index.json, each atomically."""
-    folder = Path(folder)
+    folder = place(folder)
     arrays = io.BytesIO()
     np.savez(arrays, **{name: np.asarray(o, np.int64) for name, o in index.offsets.items()})
     with replacing(folder / "index.npz") as file:
@@ -134,20 +136,22 @@ def check_parameters(parameters: Mapping, fps: float) -> None:
         raise ValueError("its mean_face is no list of 68 points [x, y]")
 
 
-def load_index(folder: Path) -> Index:
+def load_index(folder: Path | RemotePath) -> Index:
     """Read the index of a folder of shards and check each shard's presence and size.
 
     Raises ValueError where there is no index, it is of an unknown version or damaged, a shard is missing or
-    of another size than the index says, or the index points outside the folder or a shard.
+    of another size than the index says, or the index points outside the folder or a shard; RemoteError where a
+    store does not answer.
     """
-    folder = Path(folder)
+    folder = place(folder)
     index, sha256 = read_index(folder)
     # First the tars: what the index says of samples is bounded by bytes that are there.
+    sizes = _sizes(folder, [shard.name for shard in index.shards])
     for shard in index.shards:
         tar = folder / shard.name
-        if not tar.is_file():
+        if (size := sizes.get(shard.name)) is None:
             raise ValueError(f"shard {tar} is missing: run `lipprep shards -o {folder}` again")
-        if (size := tar.stat().st_size) != shard.bytes:
+        if size != shard.bytes:
             raise ValueError(
                 f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
                 f"run): run `lipprep shards -o {folder}` again"
@@ -155,7 +159,13 @@ def load_index(folder: Path) -> Index:
     return dataclasses.replace(index, offsets=read_offsets(folder, index.shards, sha256))
 
 
-def read_index(folder: Path) -> tuple[Index, str]:
+def _sizes(folder: Path | RemotePath, names: Sequence[str]) -> dict[str, int]:
+    if isinstance(folder, RemotePath):
+        return folder.sizes(names)
+    return {name: (folder / name).stat().st_size for name in names if (folder / name).is_file()}
+
+
+def read_index(folder: Path | RemotePath) -> tuple[Index, str]:
     """What index.json says, without the offsets, and the sha256 that index.npz must have.
 
     Raises ValueError where there is none, or it is of an unknown version or damaged. No shard is looked at.
@@ -163,9 +173,9 @@ def read_index(folder: Path) -> tuple[Index, str]:
     return parse_index(index_text(folder), folder)
 
 
-def index_text(folder: Path) -> str:
+def index_text(folder: Path | RemotePath) -> str:
     """The text of index.json. Raises ValueError where there is none, or it is no text, or larger than an index is."""
-    path = Path(folder) / "index.json"
+    path = place(folder) / "index.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no index.json: `lipprep shards -o {folder}` makes the shards and their index")
     try:
@@ -174,9 +184,9 @@ def index_text(folder: Path) -> str:
         raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
 
 
-def parse_index(text: str, folder: Path) -> tuple[Index, str]:
+def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
     """What `read_index` returns, of an index.json that was read; errors name it as that of `folder`."""
-    path = Path(folder) / "index.json"
+    path = place(folder) / "index.json"
     try:
         if text.count("[") + text.count("{") > _MAX_SHARDS:  # each takes 30 times its byte
             raise ValueError("it holds more lists than any index")
@@ -205,15 +215,17 @@ def parse_index(text: str, folder: Path) -> tuple[Index, str]:
     return index, of_offsets
 
 
-def read_offsets(folder: Path, shards: Sequence[Shard], sha256: str) -> dict[str, np.ndarray]:
+def read_offsets(folder: Path | RemotePath, shards: Sequence[Shard], sha256: str) -> dict[str, np.ndarray]:
     """The offsets (samples + 1,) int64 of each of `shards`, by its name, from index.npz.
 
     Raises ValueError where the file is missing, has another sha256, or does not fit the shards.
     """
-    path = Path(folder) / "index.npz"
+    path = place(folder) / "index.npz"
     again = f"run `lipprep shards -o {folder}` again"
     try:
         offsets = _load_offsets(path, sha256, shards)
+    except RemoteError:
+        raise
     except Exception as error:  # a damaged or hostile zip raises whatever its reader trips over
         raise ValueError(f"{path} is damaged ({error}): {again}") from error
     for shard in shards:
@@ -224,7 +236,7 @@ def read_offsets(folder: Path, shards: Sequence[Shard], sha256: str) -> dict[str
     return offsets
 
 
-def _load_offsets(path: Path, sha256: str, shards: Sequence[Shard]) -> dict[str, np.ndarray]:
+def _load_offsets(path: Path | RemotePath, sha256: str, shards: Sequence[Shard]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError("it is missing, or no file")
     sizes = {f"{s.name}.npy": 8 * (s.samples + 1) for s in shards}

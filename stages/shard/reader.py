@@ -2,14 +2,14 @@
 
 import io
 import json
-import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.codec import MAX_CROPS, decode_mouth
 from lipprep.stages.untrusted import check_file, printable
 
@@ -29,9 +29,9 @@ class TarMembers:
     Nothing is ever written: a member may call itself `../x` or `/x`, it is a name and no more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemotePath) -> None:
         """Raises ValueError where the file is no tar of plain members, or is cut short."""
-        self.path = check_file(Path(path), "tar")
+        self.path = check_file(place(path), "tar")
         self._file = self.path.open("rb")
         self._places: dict[str, tuple[int, int]] = {}
         try:
@@ -68,7 +68,7 @@ class TarMembers:
         self._file.close()
 
 
-def read_members(path: Path, offset: int, names: Sequence[str]) -> list[bytes]:
+def read_members(path: Path | RemotePath, offset: int, names: Sequence[str]) -> list[bytes]:
     """The bytes of the members `names`, which stand one after another from byte `offset` of a tar on.
 
     The tar may be unfinished. Raises ValueError where other members stand there, or it ends before.
@@ -111,12 +111,28 @@ def decode_sample(sample: dict) -> dict:
         raise ValueError(f"clip {printable(key)}: {error}") from error
 
 
-def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict]:
+def read_range(path: Path | RemotePath, start: int, end: int) -> bytes:
+    """The bytes from `start` to `end` of a file, with one read or one request; fewer where it ends before."""
+    if isinstance(path, RemotePath):
+        return path.read_range(start, end)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
+def read_samples(
+    path: Path | RemotePath,
+    offsets: np.ndarray,
+    positions: range,
+    *,
+    read: Callable[[Path | RemotePath, int, int], bytes] = read_range,
+) -> list[dict]:
     """Read the neighbouring samples `positions` of one shard with a single read, in order.
 
     `offsets` (samples + 1,) int64 are the bytes where samples start and the last one ends, as the index has
-    them. webdataset expands and groups the members. Raises ValueError, naming the shard, where what stands
-    there is not as many whole samples, or larger than samples are.
+    them. `read` gives the bytes of the file from one to another. webdataset expands and groups the members.
+    Raises ValueError, naming the shard, where what stands there is not as many whole samples, or larger than
+    samples are.
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
@@ -130,11 +146,10 @@ def read_samples(path: Path, offsets: np.ndarray, positions: range) -> list[dict
         )
     if end - start > _MAX_READ:
         raise ValueError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
-    with Path(path).open("rb") as file:
-        file.seek(start)
-        data = file.read(end - start)
+    path = place(path)
+    data = read(path, start, end)
     # The slice of a tar between two samples is a tar but for its closing blocks, which tarfile can do without.
-    source = {"url": os.fspath(path), "stream": io.BytesIO(data)}
+    source = {"url": str(path), "stream": io.BytesIO(data)}
     try:
         _check_members(data)
         samples = [decode_sample(s) for s in group_by_keys(tar_file_expander([source]))]

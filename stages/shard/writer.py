@@ -6,9 +6,8 @@ import os
 import tarfile
 from pathlib import Path
 
-from lipprep.stages.atomic import Output, abandon, fsync_folder, sync, temporary_path
-
-_COPY = 1 << 22  # bytes
+from lipprep.stages.atomic import Output, abandon, publish, sync, temporary_path
+from lipprep.stages.remote import RemotePath, place
 
 
 class _Hashing:
@@ -47,13 +46,12 @@ class TarWriter:
     leaves nothing behind. `tag` tells two writers of one tar apart; by default it is the process's number.
     """
 
-    def __init__(self, path: Path, tag: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | RemotePath, tag: str | None = None) -> None:
+        self.path = place(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = temporary_path(self.path, tag or os.getpid())
         self._file = _Hashing(self._temporary)
-        # Whole members at a time, not 16 kB.
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT, copybufsize=_COPY)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         self.bytes = 0
         self.sha256 = ""
 
@@ -66,7 +64,12 @@ class TarWriter:
         """Append one member."""
         info = tarfile.TarInfo(name)
         info.size = len(payload)
-        self._tar.addfile(info, io.BytesIO(payload))
+        header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        padding = -len(payload) % tarfile.BLOCKSIZE
+        # What `addfile` does, but for its copy of the payload.
+        for part in (header, payload, bytes(padding)):
+            self._file.write(part)
+        self._tar.offset += len(header) + len(payload) + padding
 
     def flush(self) -> None:
         """Hand what was added to the system, so that it outlives this process."""
@@ -78,9 +81,8 @@ class TarWriter:
         self.bytes, self.sha256 = self._file.close()
 
     def publish(self) -> None:
-        """Give the completed file its name, replacing an older one."""
-        self._temporary.replace(self.path)
-        fsync_folder(self.path.parent)
+        """Give the completed file its name, replacing an older one; RemoteError where a store does not take it."""
+        publish(self._temporary, self.path)
 
     def __enter__(self) -> "TarWriter":
         return self

@@ -76,7 +76,7 @@ def test_another_corpus_of_the_same_name_is_not_overwritten(lipprep, corpus, tmp
 
 
 def test_nothing_pending_sets_nothing_aside(tmp_path):
-    assert Moved(tmp_path / "absent", set(), [], None).old(None) == ()
+    assert Moved(tmp_path / "absent", [], [], None).old(None) == ()
 
 
 @pytest.mark.parametrize("stage", ["crops", "shards"])

@@ -7,104 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from traps import PATIENCE, POSIX, entries, strays, tars, until
 
 from lipprep.pipeline.journal import attempts
 from lipprep.pipeline.records import read_entries, read_header
 from lipprep.stages.shard.index import load_index
-
-PATIENCE = 60  # seconds until what must happen has not happened
-POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
-
-# What a worker's process does at a clip, by its key: put in its way by a sitecustomize, which every process reads.
-TRAPS = """
-import os, sys, time
-if (traps := os.environ.get("LIPPREP_TRAPS")) and "loky" in " ".join(sys.orig_argv):
-    import importlib.abc, importlib.machinery, json
-    traps = json.loads(traps)
-
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != "lipprep.pipeline.make":
-                return None
-            sys.meta_path.remove(self)
-            spec = importlib.machinery.PathFinder.find_spec(name, path)
-            real = spec.loader.exec_module
-
-            def exec_module(module):
-                real(module)
-                plain = dict(module.GROUP)
-
-                def trapped(stage):
-                    def group(job, video, clips, inputs):
-                        for clip in clips:
-                            kind = traps.get(clip.key)
-                            once = os.path.join(os.environ["LIPPREP_TRAPS_FOLDER"], clip.key.replace("/", "-"))
-                            if kind == "once" and not os.path.exists(once):
-                                open(once, "w").close()
-                                os.kill(os.getpid(), 9)
-                            if kind == "segfault":
-                                import ctypes
-                                ctypes.string_at(0)
-                            if kind == "kill":
-                                os.kill(os.getpid(), 9)
-                            if kind == "hang":
-                                time.sleep(1000)
-                        return plain[stage](job, video, clips, inputs)
-                    return group
-
-                module.GROUP.update({stage: trapped(stage) for stage in plain})
-
-            spec.loader.exec_module = exec_module
-            return spec
-
-    sys.meta_path.insert(0, Finder())
-"""
-
-
-def tars(folder: str) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).glob("*.tar"))}
-
-
-def entries(folder: str) -> dict[str, dict]:
-    return {e["key"]: e for tar in Path(folder).glob("*.tar") for e in read_entries(tar)}
-
-
-def strays(folder: str = ".") -> list[Path]:
-    return [p for p in Path(folder).rglob(".*") if p.name.endswith((".tmp", ".old", ".probe"))]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-
-
-@pytest.fixture
-def trapped(tmp_path, monkeypatch):
-    """Run a command in a process of its own, whose workers meet `traps`: {key: kind}."""
-    folder = tmp_path / "traps"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(TRAPS)
-
-    def run(*arguments: object, traps: dict[str, str], code: int = 0) -> subprocess.CompletedProcess:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "LIPPREP_TRAPS": json.dumps(traps),
-            "LIPPREP_TRAPS_FOLDER": str(folder),
-        }
-        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=4 * PATIENCE)
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr + done.stdout
-        return done
-
-    return run
 
 
 @pytest.fixture
@@ -177,7 +88,7 @@ def test_without_a_journal_a_clip_is_found_by_halves(tmp_path, monkeypatch):
 
     clips = [Clip(f"k{n}", f"v{n}.mp4", "train", "w", 0, 0) for n in range(512)]
     job = Job("landmarks", clips, tmp_path, 25.0, Wanted(), {}, {}, tmp_path / "train-00000.tar")
-    silent = Attempt(job.tar, [], None, "")
+    silent = Attempt("0", job.tar, [], None, "")
     for guilty in (0, 1, 255, 256, 300, 511):
         tries = []
 

@@ -1,0 +1,327 @@
+"""Files in object stores, as good as paths: `s3://bucket/folder/file`, `gs://`, `az://`.
+
+A `RemotePath` has those methods of pathlib.Path that lipprep uses, so that what only reads need not know where. What is
+written goes to a local file first and is uploaded whole: a store shows an object when all of it is there, or not.
+Stores have no folders: a folder is what names have in common, and is there while it holds something.
+"""
+
+import contextlib
+import fnmatch
+import getpass
+import hashlib
+import io
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from lipprep.stages.store import STORES, RemoteError, ask, check_installed, filesystem, store_of
+from lipprep.stages.untrusted import printable
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(.*)", re.DOTALL)
+_REQUESTS = 16  # at once
+_BUFFER = 1 << 16  # bytes: what a seek throws away
+_SUBFOLDERS = 1000
+_LISTING = 600.0  # seconds, for up to a thousand names each of which a request gives
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStat:
+    """What a store says of an object: its size in bytes, its kind, and a tag that changes whenever its content does.
+
+    Some web servers give no tag: `etag` is None.
+    """
+
+    st_size: int
+    st_mode: int
+    etag: str | None
+
+
+def place(text: "str | Path | RemotePath") -> "Path | RemotePath":
+    """The path of what a person gives as a folder or file: of a URL a RemotePath, else a local one.
+
+    Raises ValueError, with the remedy, for a URL of a protocol that is not read, or whose package is missing.
+
+    >>> place("s3://bucket/shards/").parent
+    RemotePath('s3://bucket')
+    """
+    if isinstance(text, RemotePath):
+        return text
+    match, known = _URL.fullmatch(str(text)), ", ".join(f"{name}://" for name in STORES)
+    if match is None:
+        start, slash, _ = str(text).partition(":/")
+        if "://" in str(text) or (slash and start.lower() in STORES):
+            raise ValueError(f"{printable(text)} is no URL that lipprep reads: write it as in s3://bucket/folder")
+        return Path(text)
+    protocol, host, path = match[1].lower(), match[2], match[3]
+    if protocol == "file":
+        from urllib.request import url2pathname  # slow to import
+
+        return Path(url2pathname(path))
+    if protocol not in STORES:
+        raise ValueError(f"{printable(text)}: {protocol}:// is not read or written; what is: {known}, or a local path")
+    if "::" in path or ".." in path.split("/") or not host:
+        raise ValueError(f"{printable(text)} is no plain URL of a bucket and what is in it: write s3://bucket/folder")
+    if protocol in ("http", "https") and ("?" in path or "#" in path):
+        raise ValueError(f"{printable(text)}: URLs with ? or # are of one file each: give the folder that they are in")
+    try:
+        check_installed(protocol)
+    except RemoteError as error:
+        raise ValueError(str(error)) from error
+    return RemotePath(f"{protocol}://{host}", PurePosixPath("/" + path.strip("/")))
+
+
+class RemotePath:
+    """A file or folder in a store, with those methods of pathlib.Path that lipprep uses.
+
+    Those that ask the store raise RemoteError where it cannot be reached or refuses, and those that read
+    FileNotFoundError where there is nothing. Paths may be pickled, used by several threads, and after a fork.
+    """
+
+    def __init__(self, root: str, path: PurePosixPath) -> None:
+        """`root` is the protocol with the bucket or host, `path` the rest, from `/` on; `place` makes both of a URL."""
+        self._root, self._path = root, path
+
+    def __str__(self) -> str:
+        return self._root + str(self._path).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __lt__(self, other: "RemotePath") -> bool:
+        return str(self) < str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __reduce__(self):
+        return RemotePath, (self._root, self._path)
+
+    def __truediv__(self, name: str | PurePosixPath) -> "RemotePath":
+        return RemotePath(self._root, self._path / name)
+
+    @property
+    def name(self) -> str:
+        return self._path.name
+
+    @property
+    def stem(self) -> str:
+        return self._path.stem
+
+    @property
+    def suffix(self) -> str:
+        return self._path.suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        return RemotePath(self._root, self._path.parent)
+
+    def with_name(self, name: str) -> "RemotePath":
+        return RemotePath(self._root, self._path.with_name(name))
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        return RemotePath(self._root, self._path.with_suffix(suffix))
+
+    def relative_to(self, folder: "RemotePath") -> PurePosixPath:
+        """The rest of the path below `folder`. Raises ValueError where it is not below it."""
+        if not self.is_relative_to(folder):
+            raise ValueError(f"{self} is not below {folder}")
+        return self._path.relative_to(folder._path)
+
+    def is_relative_to(self, folder: object) -> bool:
+        below = isinstance(folder, RemotePath) and self._root == folder._root
+        return below and self._path.is_relative_to(folder._path)
+
+    def absolute(self) -> "RemotePath":
+        return self
+
+    def resolve(self) -> "RemotePath":
+        return self
+
+    def mkdir(self, *, parents: bool = True, exist_ok: bool = True) -> None:
+        """Nothing: a folder is there while something is in it."""
+
+    def stat(self) -> RemoteStat:
+        return _status(self._ask("info"))
+
+    def exists(self) -> bool:
+        return self._mode() != 0
+
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self._mode())
+
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self._mode())
+
+    def entries(self) -> dict[str, RemoteStat]:
+        """What stands in this folder itself, by name, in order; nothing where there is no such folder."""
+        try:
+            found = self._ask("ls", detail=True, seconds=_LISTING)
+        except FileNotFoundError:
+            return {}
+        # Tools that show stores as disks mark a folder by an empty object of its own name: it is nothing in it.
+        named = {name: info for info in found if (name := self._below(info["name"])) and "/" not in name}
+        return {name: _status(named[name]) for name in sorted(named)}
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        return (self / name for name in self.entries())
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        """What stands in this folder itself and has a name like `pattern`."""
+        return (self / name for name in self.entries() if fnmatch.fnmatchcase(name, pattern))
+
+    def files_below(self) -> dict[str, RemoteStat]:
+        """All files in this folder and in those in it, by their path from here: a request for up to 1,000 of them."""
+        entries = self.entries()
+        folders = [name for name, found in entries.items() if stat.S_ISDIR(found.st_mode)]
+        if len(folders) > _SUBFOLDERS:
+            return self._find()
+        below = {name: found for name, found in entries.items() if stat.S_ISREG(found.st_mode)}
+        # Folder by folder: what the store says of each file takes a kilobyte until it is cut down.
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            for name, found in zip(folders, threads.map(lambda n: (self / n)._find(), folders), strict=True):
+                below.update((f"{name}/{rest}", status) for rest, status in found.items())
+        return below
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """The sizes, in bytes, of those files in this folder that have one of `names`."""
+        if store_of(self._root) is not STORES["http"]:
+            entries = self.entries()
+            return {n: entries[n].st_size for n in names if n in entries and stat.S_ISREG(entries[n].st_mode)}
+        names = list(names)  # web servers list nothing that could be relied on
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            found = threads.map(lambda name: (self / name)._size(), names)
+            return {name: size for name, size in zip(names, found, strict=True) if size is not None}
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`, with one request; fewer where the file ends before."""
+        if end <= start:
+            return b""
+        data = self._ask("cat_file", start=start, end=end, transfer=end - start)
+        if len(data) > end - start:
+            raise RemoteError(f"{self}: the server sends no parts of files, but whole ones: copy the folder to a disk")
+        return data
+
+    def read_bytes(self) -> bytes:
+        return self.read_range(0, self.stat().st_size)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def open(self, mode: str = "rb", *, buffering: int = _BUFFER) -> BinaryIO:
+        """A file to read, `buffering` bytes a request; what is to be written goes through `stages.atomic`."""
+        assert mode == "rb", mode
+        return io.BufferedReader(_RemoteFile(self), buffering)
+
+    def unlink(self, *, missing_ok: bool = True) -> None:
+        """Remove the file; whether there was one, stores do not tell."""
+        self._writable()
+        with contextlib.suppress(FileNotFoundError):
+            self._ask("rm_file")
+
+    def upload(self, local: Path) -> None:
+        """Make this file one with the content of a `local` one: nobody sees a part of it, whatever happens meanwhile.
+
+        A larger file goes to S3 in parts of 8 MiB. Where one fails the rest are discarded; those of a process that was
+        killed stay, unseen, until a rule of the bucket removes them (AbortIncompleteMultipartUpload).
+        """
+        self._writable()
+        size = local.stat().st_size
+        ask(self._root, str(self._path), "put_file", str(local), transfer=size, **store_of(self._root).upload)
+        if (there := self.stat().st_size) != size:
+            raise RemoteError(f"{self} has {there} bytes after {size} were uploaded: run the same command again")
+
+    def _writable(self) -> None:
+        if store_of(self._root).read_only:
+            raise RemoteError(f"{self} can be read only: write to a bucket or to a local folder")
+
+    def _ask(self, call: str, **options: Any) -> Any:
+        return ask(self._root, str(self._path).rstrip("/"), call, **options)
+
+    def _mode(self) -> int:
+        try:
+            return self.stat().st_mode
+        except FileNotFoundError:
+            return 0
+
+    def _size(self) -> int | None:
+        try:
+            return self.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def _below(self, key: str) -> str:
+        """The rest of a key of the store below this folder; empty where it is not below."""
+        here = filesystem(self._root)._strip_protocol(str(self)).rstrip("/") + "/"
+        return key[len(here) :].rstrip("/") if key.startswith(here) else ""
+
+    def _find(self) -> dict[str, RemoteStat]:
+        found = self._ask("find", detail=True, seconds=_LISTING)
+        return {
+            name: _status(info)
+            for key, info in found.items()
+            if not key.endswith("/") and info["type"] == "file" and (name := self._below(key))
+        }
+
+
+def _status(info: dict) -> RemoteStat:
+    kind = stat.S_IFDIR if info["type"] == "directory" else stat.S_IFREG
+    tags = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated")
+    tag = next((str(info[name]).strip('"') for name in tags if info.get(name)), None)
+    return RemoteStat(int(info["size"] or 0), kind | 0o644, tag)
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file in a store; each read is a request."""
+
+    def __init__(self, path: RemotePath) -> None:
+        self._path, self._size, self._at = path, path.stat().st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        data = self._path.read_range(self._at, min(self._at + len(buffer), self._size))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def signature(status: os.stat_result | RemoteStat) -> dict:
+    """What tells that a file is another than it was, without reading it: size and time of change, or size and tag."""
+    if isinstance(status, RemoteStat):
+        return {"size": status.st_size, "etag": status.etag}
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def scratch(folder: RemotePath) -> Path:
+    """The local folder where what goes to `folder` is written first, the same for all processes of one person.
+
+    Below TMPDIR, or /tmp. Raises ValueError where another person has made it: it could change what is uploaded.
+    """
+    mine = Path(tempfile.gettempdir()) / f"lipprep-{getattr(os, 'getuid', getpass.getuser)()}"
+    mine.mkdir(mode=0o700, exist_ok=True)
+    found = mine.lstat()
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        raise ValueError(f"{mine} is not yours: set TMPDIR to a folder that is")
+    local = mine / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    local.mkdir(exist_ok=True)
+    return local

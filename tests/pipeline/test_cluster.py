@@ -1,0 +1,207 @@
+"""The same bytes whoever makes them: on clusters, in slices, in one process; and clusters that cannot be used."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from traps import PATIENCE, POSIX, entries, strays, tars, until
+
+from lipprep.pipeline import engines
+from lipprep.pipeline.engines import Engine, open_cluster
+
+DASK = [pytest.param("dask", marks=POSIX)]
+CLUSTERS = [*DASK, pytest.param("ray", marks=[POSIX, pytest.mark.cluster])]
+
+
+@pytest.fixture(autouse=True)
+def _has(request):
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("engine")
+    if name or "dask" in request.node.name:
+        pytest.importorskip("ray" if name == "ray" else "distributed")
+
+
+def everything() -> dict[str, dict[str, bytes]]:
+    """All artefacts and the index, by folder."""
+    found = {folder: tars(folder) for folder in ("work/m/landmarks", "work/m/crops", "shards")}
+    return {**found, "index": {"json": Path("shards/index.json").read_bytes()}}
+
+
+@pytest.fixture
+def whole(chain) -> dict[str, dict[str, bytes]]:
+    """What one process makes; the folder is empty again but for the manifest."""
+    chain(stages=("landmarks", "crops", "shards"))
+    found = everything()
+    clear()
+    return found
+
+
+def clear() -> None:
+    shutil.rmtree("work")
+    shutil.rmtree("shards")
+
+
+@pytest.mark.parametrize("engine", [*CLUSTERS, "serial"])
+def test_every_engine_gives_the_same_bytes(whole, trapped, engine):
+    for stage in ("landmarks", "crops", "shards"):
+        trapped(stage, "--engine", engine, "-j", 2, traps={})
+    assert everything() == whole and not strays()
+
+
+@pytest.mark.parametrize("engine", CLUSTERS)
+def test_a_worker_that_dies_costs_nothing(whole, trapped, engine):
+    keys = ["ABOUT/train/ABOUT_00002", "BLACK/train/BLACK_00003"]
+    done = trapped("landmarks", "--engine", engine, "-j", 2, "--json", traps=dict.fromkeys(keys, "once"))
+    figures = json.loads(done.stdout)
+    assert figures["ok"] == 12 and figures["failed"] == {}
+    assert tars("work/m/landmarks") == whole["work/m/landmarks"] and not strays()
+
+
+@pytest.mark.parametrize("engine", CLUSTERS)
+def test_a_clip_that_kills_its_workers_is_condemned_and_costs_no_other(whole, trapped, lipprep, engine):
+    killer, hanging = "ABOUT/train/ABOUT_00002", "BLACK/val/BLACK_00005"
+    arguments = ["landmarks", "--engine", engine, "-j", 2, "--json", "--max-failures", "100%", "--clip-timeout", 2]
+    done = trapped(*arguments, traps={killer: "kill", hanging: "hang"})
+    figures = json.loads(done.stdout)
+    assert figures["ok"] == 10 and figures["failed"] == {"crashed": 1, "timeout": 1}
+    found = entries("work/m/landmarks")
+    assert "2 workers died" in found[killer]["message"] and "no end after 2 s" in found[hanging]["message"]
+    lipprep("landmarks", "-j", 1, "--retry-failed")
+    assert tars("work/m/landmarks") == whole["work/m/landmarks"] and not strays()
+
+
+@pytest.fixture
+def dask_cluster(tmp_path):
+    """The address of a scheduler on loopback with two workers, all processes of their own; and the workers."""
+    environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__WORK_STEALING": "False"}
+    file = tmp_path / "scheduler.json"
+    log = (tmp_path / "dask.log").open("wb")
+    run = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
+    started = [psutil.Popen([*run, "--scheduler-file", str(file)], stdout=log, stderr=log, env=environment)]
+    work = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
+    started.append(psutil.Popen([*work, "--nworkers", "2", "--no-dashboard"], stdout=log, stderr=log, env=environment))
+    try:
+        until(file.exists)
+        from distributed import Client
+
+        address = json.loads(file.read_text())["address"]
+        with Client(address, timeout=PATIENCE) as client:
+            client.wait_for_workers(2, timeout=PATIENCE)
+            workers = client.run(os.getpid)
+        yield address, [psutil.Process(pid) for pid in workers.values()]
+    finally:
+        for process in started:
+            for child in [*process.children(recursive=True), process]:
+                child.kill()
+            process.wait()
+        log.close()
+
+
+@POSIX
+def test_a_dask_cluster_at_an_address(whole, trapped, dask_cluster):
+    address, _ = dask_cluster
+    for stage in ("landmarks", "crops", "shards"):
+        trapped(stage, "--engine", "dask", "--address", address, traps={})
+    assert everything() == whole and not strays()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("engine", CLUSTERS)
+def test_an_address_that_does_not_answer(engine, corpus, lipprep):
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}" if engine == "dask" else f"127.0.0.1:{port}"
+    began = time.monotonic()
+    message = lipprep("landmarks", "--engine", engine, "--address", address, code=1).stderr
+    assert f"nobody answers at {address}" in message and "Traceback" not in message
+    assert time.monotonic() - began < 10
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # it takes connections and says nothing
+        address = f"tcp://127.0.0.1:{deaf.getsockname()[1]}"
+        if engine == "dask":
+            assert (
+                f"nobody answers at {address}"
+                in lipprep("landmarks", "--engine", engine, "--address", address, code=1).stderr
+            )
+
+
+def test_workers_that_cannot_work_are_named(tmp_path):
+    fit = {"host": "a", "lipprep": engines.lipprep.__version__, "sees": True}
+    engines._check({"w1": fit}, tmp_path)
+    for wrong, told in (
+        ({"lipprep": None}, "the worker w2 on b has no lipprep: install"),
+        ({"lipprep": "9.9"}, "the worker w2 on b has lipprep 9.9: this is"),
+        ({"sees": False}, f"the worker w2 on b does not see {tmp_path}"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            engines._check({"w1": fit, "w2": {**fit, "host": "b", **wrong}}, tmp_path)
+
+
+@POSIX
+def test_dask_workers_with_several_threads_are_refused(tmp_path):
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as made,
+        pytest.raises(ValueError, match="one thread each"),
+        open_cluster(Engine("dask", 1, made.scheduler_address), tmp_path),
+    ):
+        pass
+
+
+def test_a_missing_package_is_named(corpus, lipprep, monkeypatch):
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+    for package, extra in (("distributed", "dask"), ("ray", "ray")):
+        monkeypatch.setitem(sys.modules, package, None)
+        message = lipprep("landmarks", "--engine", extra, code=1).stderr
+        assert f'pip install "lipprep[{extra}]"' in message
+    assert "--address is for" in lipprep("landmarks", "--address", "x:1", code=1).stderr
+
+
+def test_slices_give_the_same_bytes(whole, lipprep):
+    for stage in ("landmarks", "crops", "shards"):
+        for number in (2, 3, 1):
+            out = lipprep(stage, "-j", 1, "--slice", f"{number}/3").stdout
+            assert out.startswith(f"slice {number}/3 of {stage}: 4 clips planned = 4 ok")
+            if stage == "shards" and number != 1:
+                message = lipprep("index", code=1).stderr
+                assert "shards are not there" in message and "missing" in message
+    assert not Path("shards/index.json").exists()
+    assert "12 clips planned = 12 ok" in lipprep("index").stdout
+    assert everything() == whole and not strays()
+    assert "0 chunks made" in lipprep("shards", "-j", 1).stdout
+
+
+def test_slices_copy_what_a_new_manifest_deals_to_others(whole, lipprep, corpus):
+    lipprep("landmarks", "-j", 1)
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl", "--chunk-size", "3", "--seed", "5")
+    computed = [
+        json.loads(lipprep("landmarks", "-j", 1, "--json", "--slice", f"{n}/2").stdout)["clips_computed"]
+        for n in (1, 2)
+    ]
+    assert computed == [0, 0]
+    lipprep("landmarks", "-j", 1)
+    assert not strays()
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "x", "1/0", "1"])
+def test_no_slice(lipprep, text):
+    assert "is no slice: 1/" in lipprep("landmarks", "--slice", text, code=2).stderr

@@ -1,0 +1,478 @@
+import contextlib
+import functools
+import http.server
+import io
+import multiprocessing
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+
+from lipprep.stages import store
+from lipprep.stages.atomic import fetched, replacing, temporary_path, temporary_paths, write_text
+from lipprep.stages.failures import ClipFailure
+from lipprep.stages.remote import RemotePath, place, scratch, signature
+from lipprep.stages.shard.reader import TarMembers, read_members
+from lipprep.stages.shard.writer import TarWriter
+from lipprep.stages.store import RemoteError
+from lipprep.stages.untrusted import check_file, is_file, read_text
+from lipprep.stages.video import probe, read_frames
+
+
+@pytest.fixture(autouse=True)
+def own_scratch(tmp_path, monkeypatch):
+    """What is left in the scratch folder is this test's."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def left(path: RemotePath) -> list[str]:
+    """What stands in the scratch folder of a path."""
+    return [entry.name for entry in scratch(path.parent).iterdir()]
+
+
+# What a person gives as a place
+
+
+@pytest.mark.parametrize("text", ["shards", "/data/shards", "a b/c", "C:/x", "word:s"])
+def test_other_places_are_local(text):
+    assert place(text) == Path(text)
+
+
+def test_urls_of_files_are_local():
+    assert place("file:///data/a%20b") == Path("/data/a b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pipe:curl://x", "no URL that lipprep reads"),
+        ("pipe://curl", "pipe:// is not read or written; what is: s3://"),
+        ("ssh://host/x", "ssh:// is not read"),
+        ("sftp://host/x", "sftp:// is not read"),
+        ("reference://x", "reference:// is not read"),
+        ("generic://x", "is not read"),
+        ("simplecache::s3://bucket/x", "no URL that lipprep reads"),
+        ("s3://bucket/a.zip::simplecache", "no plain URL"),
+        ("s3://bucket/../other", "no plain URL"),
+        ("s3:///x", "no plain URL"),
+        (Path("s3://bucket/x"), "write it as in s3://bucket/folder"),
+        ("https://host/a?token=b", r"URLs with \? or #"),
+    ],
+)
+def test_what_is_no_place_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        place(text)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r'gs:// needs a package that is not installed: pip install "lipprep\[gs\]"'):
+        place("gs://bucket/x")
+
+
+def test_names_of_remote_paths():
+    pytest.importorskip("s3fs")
+    path = place("S3://bucket/work//a/train-00001.tar/")
+    assert str(path) == "s3://bucket/work/a/train-00001.tar"
+    assert (path.name, path.stem, path.suffix) == ("train-00001.tar", "train-00001", ".tar")
+    assert path.with_suffix(".jsonl") == path.parent / "train-00001.jsonl" == path.with_name("train-00001.jsonl")
+    assert path.relative_to(place("s3://bucket/work")) == PurePosixPath("a/train-00001.tar")
+    assert not path.is_relative_to(place("s3://other/work"))
+    assert str(place("s3://bucket").parent / "x") == "s3://bucket/x"
+    assert pickle.loads(pickle.dumps(path)) == path and len({path, place(str(path))}) == 1
+    assert sorted([path, path.parent]) == [path.parent, path]
+
+
+# Files
+
+
+def test_files_are_whole_or_not_there(bucket):
+    path = bucket / "a" / "b.txt"
+    assert not path.exists() and not is_file(path)
+    write_text(path, "first\n")
+    with replacing(path) as file:
+        file.write(b"second")
+        file.flush()
+        assert path.read_text() == "first\n"
+    assert path.read_bytes() == b"second"
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"third")
+        raise RuntimeError
+    assert read_text(path, "text", limit=10) == "second"
+    assert left(path) == []
+
+
+def test_what_a_folder_holds(bucket, monkeypatch):
+    for name in ("w/a.tar", "w/b.tar", "w/b.jsonl", "w/x/deep/c.tar", "w/x/d.tar", "v/e.tar", "w.tar"):
+        write_text(bucket / name, name)
+    folder = bucket / "w"
+    assert folder.is_dir() and folder.exists() and not folder.is_file() and not is_file(folder)
+    assert list(folder.iterdir()) == [folder / n for n in ("a.tar", "b.jsonl", "b.tar", "x")]
+    assert list(folder.glob("*.tar")) == [folder / "a.tar", folder / "b.tar"]
+    below = folder.files_below()
+    assert sorted(below) == ["a.tar", "b.jsonl", "b.tar", "x/d.tar", "x/deep/c.tar"]
+    assert {name: signature(status) for name, status in below.items()} == {
+        name: signature((folder / name).stat()) for name in below
+    }
+    monkeypatch.setattr("lipprep.stages.remote._SUBFOLDERS", 0)
+    assert folder.files_below() == below
+    assert sorted(bucket.files_below())[:2] == ["v/e.tar", "w.tar"]
+    assert folder.sizes(["a.tar", "x", "none"]) == {"a.tar": 7}
+    assert list((bucket / "none").iterdir()) == [] and (bucket / "none").files_below() == {}
+    (folder / "a.tar").unlink()
+    (folder / "a.tar").unlink()
+    assert [path.name for path in folder.iterdir()] == ["b.jsonl", "b.tar", "x"]
+    with pytest.raises(ValueError, match="is no file but a folder"):
+        check_file(folder, "tar")
+    with pytest.raises(ValueError, match="there is no tar"):
+        check_file(folder / "a.tar", "tar")
+
+
+def test_a_changed_file_has_another_signature(bucket):
+    path = bucket / "a"
+    write_text(path, "one")
+    first = signature(path.stat())
+    assert first == signature(path.stat()) and first["size"] == 3
+    write_text(path, "two")
+    assert signature(path.stat()) != first
+
+
+def test_files_are_read_in_any_order(bucket):
+    content = np.random.default_rng(0).bytes(300_000)
+    path = bucket / "random"
+    with replacing(path) as file:
+        file.write(content)
+    with path.open("rb", buffering=1000) as file:
+        assert file.read(10) == content[:10]
+        assert file.seek(-5, io.SEEK_END) == len(content) - 5 and file.read() == content[-5:]
+        file.seek(70_000)
+        assert file.read(50_000) == content[70_000:120_000]
+        file.seek(len(content) + 10)
+        assert file.read(4) == b""
+    assert (
+        path.read_range(100, 100) == path.read_range(300_000, 300_005) == b""
+        and path.read_range(299_990, 300_010) == content[-10:]
+    )
+    with fetched(path) as local:
+        assert local.read_bytes() == content
+    assert left(path) == []
+    with pytest.raises(FileNotFoundError):
+        (bucket / "none").read_bytes()
+
+
+def test_a_tar_comes_back(bucket, tmp_path):
+    members = {f"clip{i}.npy": np.random.default_rng(i).bytes(3000 * i) for i in range(5)}
+    paths = [bucket / "w" / "a.tar", tmp_path / "a.tar"]
+    offsets = []
+    for path in paths:
+        with TarWriter(path, "mine") as tar:
+            for name, payload in members.items():
+                offsets.append(tar.offset)
+                tar.add(name, payload)
+            tar.close()
+            assert not path.exists() and temporary_paths(path) == [temporary_path(path, "mine")]
+            tar.publish()
+        assert path.stat().st_size == tar.bytes and temporary_paths(path) == []
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with TarMembers(paths[0]) as back:
+        assert {name: back.read(name) for name in back} == members
+    assert read_members(paths[0], offsets[2], ["clip2.npy", "clip3.npy"]) == [
+        members["clip2.npy"],
+        members["clip3.npy"],
+    ]
+    with pytest.raises(ValueError, match="does not hold clip1"):
+        read_members(paths[0], offsets[2], ["clip1.npy"])
+
+
+def _first_byte(path, queue):
+    queue.put(path.read_range(0, 1))
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_fork_reads_by_itself(bucket):
+    write_text(bucket / "a", "xyz")
+    assert (bucket / "a").read_range(0, 1) == b"x"
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_first_byte, args=(bucket / "a", queue))
+    process.start()
+    assert queue.get(timeout=60) == b"x"
+    process.join(60)
+    assert process.exitcode == 0
+    assert (bucket / "a").read_range(1, 2) == b"y"
+    queue.close()
+    queue.join_thread()
+
+
+# Videos
+
+
+def test_videos_are_read_as_local_ones(bucket, make_video, face_frames, tmp_path, monkeypatch):
+    local, path = make_video(tmp_path / "a.mp4", face_frames), bucket / "a.mp4"
+    path.upload(local)
+    frames = [frame[:] for frame in read_frames(local)]
+    assert probe(path) == probe(local)
+    assert np.array_equal([frame[:] for frame in read_frames(path)], frames)
+    monkeypatch.setattr("lipprep.stages.video._WHOLE", 1000)
+    monkeypatch.setattr("lipprep.stages.video._AHEAD", 5000)
+    assert np.array_equal([frame[:] for frame in read_frames(path, first=3, last=9)], frames[3:9])
+
+
+def test_videos_that_are_none_fail_as_local_ones(bucket, make_video, face_frames, tmp_path):
+    whole = make_video(tmp_path / "a.mp4", face_frames).read_bytes()
+    target = make_video(tmp_path / "b.ts", face_frames, options={"f": "mpegts"})
+    playlists = {
+        "list.mp4": f"ffconcat version 1.0\nfile '{target}'\n".encode(),
+        "list.m3u8": f"#EXTM3U\n#EXTINF:1,\n{target}\n#EXT-X-ENDLIST\n".encode(),
+    }
+    for name, content in {
+        "cut.mp4": whole[: len(whole) // 2],
+        "empty.mp4": b"",
+        "text.mp4": b"no",
+        **playlists,
+    }.items():
+        local = tmp_path / name
+        local.write_bytes(content)
+        (bucket / name).upload(local)
+        kinds = []
+        for path in (local, bucket / name):
+            with pytest.raises(ClipFailure) as failure:
+                list(read_frames(path))
+            kinds.append((failure.value.kind, str(failure.value).replace(str(path), "")))
+        assert kinds[0] == kinds[1]
+    with pytest.raises(ClipFailure, match="is no file"):
+        list(read_frames(bucket / "none.mp4"))
+
+
+def test_a_network_at_fault_is_not_the_videos(bucket, wire, make_video, face_frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_PAUSES", (0.01,))
+    monkeypatch.setattr("lipprep.stages.video._WHOLE", 1000)
+    monkeypatch.setattr("lipprep.stages.video._AHEAD", 5000)
+    line = wire()
+    (bucket / "a.mp4").upload(make_video(tmp_path / "a.mp4", face_frames))
+    frames = read_frames(bucket / "a.mp4")
+    next(frames)
+    line.cut()
+    with pytest.raises(RemoteError, match="no answer from the store"):
+        list(frames)
+
+
+# Stores that refuse, and networks at fault
+
+
+def test_a_missing_bucket_is_no_missing_file(s3_server):
+    path = place("s3://lipprep-there-is-none/a/b.tar")
+    for ask in (path.exists, path.is_file, path.stat, path.parent.entries, path.parent.files_below):
+        with pytest.raises(RemoteError, match="there is no bucket s3://lipprep-there-is-none: create it"):
+            ask()
+    with pytest.raises(RemoteError, match="there is no bucket"):
+        write_text(path, "x")
+
+
+def test_missing_credentials_are_named(bucket, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(RemoteError, match=r"credentials.*AWS_ACCESS_KEY_ID"):
+        (bucket / "a").exists()
+
+
+def test_an_address_where_nobody_listens(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(RemoteError, match=r"no answer from the store .*http://127.0.0.1:9"):
+        (bucket / "a").exists()
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_says_nothing(bucket, monkeypatch):
+    monkeypatch.setattr(store, "_FIRST", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(RemoteError, match="no answer from the store"):
+            (bucket / "a").exists()
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Makes a server that answers every request with an error of S3."""
+    servers = []
+
+    def make(status: int, code: str) -> list[str]:
+        asked = []
+
+        class Refuse(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.command)
+                body = f"<Error><Code>{code}</Code><Message>because</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_HEAD = do_PUT = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(server := http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse))
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        return asked
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (403, "AccessDenied", "access denied: ask for the right to list, read and write there"),
+        (403, "SignatureDoesNotMatch", r"does not take these credentials .*because.: set AWS_ACCESS"),
+        (400, "MalformedXML", "the store refuses .*because"),
+    ],
+)
+def test_refusals_are_told_at_once(bucket, refusing, status, code, message):
+    asked = refusing(status, code)
+    with pytest.raises(RemoteError, match=message):
+        (bucket / "a").read_range(0, 5)
+    assert asked == ["GET"]
+    with pytest.raises(RemoteError):
+        (bucket / "a").exists()  # whose answer has no text
+
+
+def test_a_busy_store_is_asked_again(bucket, refusing, monkeypatch):
+    monkeypatch.setattr(store, "_PAUSES", (0.01, 0.01))
+    assert not (bucket / "a").exists()
+    other = place(f"{bucket}-2")
+    asked = refusing(503, "SlowDown")
+    with pytest.raises(RemoteError, match="no answer from the store"):
+        other.exists()
+    assert len(asked) > 1
+
+
+def test_errors_pass_from_process_to_process():
+    error = pickle.loads(pickle.dumps(RemoteError("why")))
+    assert str(error) == "why" and not isinstance(error, ValueError | OSError)
+
+
+@pytest.mark.parametrize("size", [3_000_000, 40_000_000], ids=["one request", "parts"])
+def test_cut_uploads_are_made_again(bucket, wire, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(store, "_PAUSES", (0.01,) * 4)
+    content = np.random.default_rng(0).bytes(size)
+    line = wire(cuts=5)
+    assert not (bucket / "a").exists()
+    with replacing(bucket / "a") as file:
+        file.write(content)
+    assert line.broken == 5
+    assert (bucket / "a").read_bytes() == content
+    assert left(bucket / "a") == []
+
+
+@pytest.mark.parametrize("size", [3_000_000, 40_000_000], ids=["one request", "parts"])
+def test_uploads_that_are_always_cut_leave_nothing(bucket, wire, tmp_path, monkeypatch, size):
+    monkeypatch.setattr(store, "_PAUSES", (0.01,))
+    line = wire(cuts=1000)
+    write_text(bucket / "a", "before")
+    with (
+        pytest.raises(RemoteError, match=r"no answer from the store.*run the same command again"),
+        replacing(bucket / "a") as file,
+    ):
+        file.write(bytes(size))
+    assert line.broken > 1
+    assert (bucket / "a").read_text() == "before"
+    assert left(bucket / "a") == []
+
+
+def test_only_what_is_wanted_is_fetched(bucket, wire):
+    line = wire()
+    with replacing(bucket / "a") as file:
+        file.write(bytes(2_000_000))
+    line.received = 0
+    assert (bucket / "a").read_range(1_000_000, 1_000_100) == bytes(100)
+    assert line.received < 5_000
+
+
+class Parts(Quiet):
+    """Sends the parts of files that are asked for, as usual web servers do."""
+
+    def copyfile(self, source, outputfile):
+        start, end = self.part or (0, None)
+        outputfile.write(source.read()[start:end])
+
+    def send_response(self, code, message=None):
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.part = (int(asked[1]), int(asked[2]) + 1) if asked else None
+        super().send_response(206 if self.part and code == 200 else code, message)
+
+    def send_header(self, keyword, value):
+        if keyword == "Content-Length" and self.part:
+            value = str(min(self.part[1], int(value)) - self.part[0])
+        super().send_header(keyword, value)
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Makes a web server of a test's folder; returns its URL."""
+    with contextlib.ExitStack() as servers:
+
+        def start(handler: type) -> str:
+            handler = functools.partial(handler, directory=str(tmp_path))
+            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever).start()
+            servers.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
+        yield start
+
+
+def test_web_servers_are_read(serve, tmp_path):
+    pytest.importorskip("aiohttp")
+    write_text(tmp_path / "w" / "a", "0123456789")
+    folder = place(serve(Parts)) / "w"
+    assert (folder / "a").read_text() == "0123456789" and (folder / "a").read_range(2, 4) == b"23"
+    assert signature((folder / "a").stat())["size"] == 10 and not (folder / "b").is_file()
+    assert folder.sizes(["a", "b"]) == {"a": 10}
+    with pytest.raises(RemoteError, match="can be read only"):
+        write_text(folder / "a", "x")
+    with pytest.raises(RemoteError, match="can be read only"):
+        (folder / "a").unlink()
+    with pytest.raises(RemoteError, match="no answer from the store"):
+        place("http://127.0.0.1:9/x").exists()
+
+
+def test_web_servers_that_send_no_parts_are_named(serve, tmp_path):
+    pytest.importorskip("aiohttp")
+    (tmp_path / "a").write_bytes(bytes(1000))
+    path = place(serve(Quiet)) / "a"
+    assert path.read_bytes() == bytes(1000)
+    with pytest.raises(RemoteError, match="sends no parts of files"):
+        path.read_range(2, 4)
+
+
+def test_a_program_that_ends_says_nothing_of_sockets(bucket):
+    code = f"""
+from lipprep.stages.atomic import write_text
+from lipprep.stages.remote import place
+path = place("{bucket}/a")
+write_text(path, "read")
+print(path.read_text())
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("read\n", "")
