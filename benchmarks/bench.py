@@ -21,6 +21,7 @@ from unittest import mock
 import av
 import click
 import cv2
+import msgspec
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
@@ -159,9 +160,9 @@ def corpus(clips: int) -> tuple[Path, list[Path]]:
         make_sample(videos, clips=clips, workers=cores())
     path = BUILD / f"sample{clips}.jsonl"
     rows = sorted(lrw(videos), key=lambda r: r.video.rpartition("_")[2])[:clips]
-    made = make_manifest(path, [dataclasses.replace(r, split="train") for r in rows], root=videos)
+    made = make_manifest(path, [msgspec.structs.replace(r, split="train") for r in rows], root=videos)
     # One chunk, as LRW's are of 512 clips: what a chunk costs once is not spread over two or three clips.
-    save_manifest(dataclasses.replace(made, clips=tuple(dataclasses.replace(c, chunk=0) for c in made.clips)))
+    save_manifest(dataclasses.replace(made, clips=tuple(msgspec.structs.replace(c, chunk=0) for c in made.clips)))
     return path, [videos / r.video for r in rows]
 
 

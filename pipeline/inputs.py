@@ -7,10 +7,15 @@ that was only touched or copied costs a look, not the work again.
 import contextlib
 import hashlib
 import json
+import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path, PurePosixPath
 
+from lipprep.stages.atomic import fetched
+from lipprep.stages.remote import RemotePath, place, signature
+from lipprep.stages.shard.reader import read_range
 from lipprep.stages.untrusted import check_file
 
 _WHOLE = 64 << 20  # bytes: larger files are sampled, or a stretch of a long video would cost as much as its landmarks
@@ -22,13 +27,16 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Path | RemotePath) -> str:
     """The sha256 of a file. Raises ValueError for what is none."""
-    with check_file(Path(path), "file").open("rb") as file:
+    path = check_file(place(path), "file")
+    if isinstance(path, RemotePath) and path.stat().st_size <= _WHOLE:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    with fetched(path) as local, local.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def content_digest(path: Path) -> str | None:
+def content_digest(path: Path | RemotePath) -> str | None:
     """What tells a file's content from another's; None where it cannot be read.
 
     Its sha256; of a file over 64 MiB, that of its size and of 64 blocks of 1 MiB, evenly spread.
@@ -37,17 +45,16 @@ def content_digest(path: Path) -> str | None:
         if (size := path.stat().st_size) <= _WHOLE:
             return file_digest(path)
         content = hashlib.sha256(str(size).encode())
-        with path.open("rb") as file:
-            blocks = _WHOLE // _BLOCK
-            for n in range(blocks):
-                file.seek(n * (size - _BLOCK) // (blocks - 1))
-                content.update(file.read(_BLOCK))
+        blocks = _WHOLE // _BLOCK
+        for n in range(blocks):
+            start = n * (size - _BLOCK) // (blocks - 1)
+            content.update(read_range(path, start, start + _BLOCK))
         return f"sampled-{content.hexdigest()}"
     except (OSError, ValueError):
         return None
 
 
-def read_through(path: Path) -> None:
+def read_through(path: Path | RemotePath) -> None:
     """Read a file so that whoever reads it next need not wait for the disk. A large one is left to the system."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG((found := path.stat()).st_mode) and found.st_size <= _WHOLE:
@@ -61,7 +68,7 @@ def archive_name(video: str) -> str:
     return PurePosixPath(video).with_suffix("").as_posix()
 
 
-def source_files(root: Path, video: str, archive: str | None) -> dict[str, Path | None]:
+def source_files(root: Path | RemotePath, video: str, archive: str | None) -> dict[str, Path | None]:
     """The files that a video's clips are made from: the video and, with an archive, its landmark file there."""
     files: dict[str, Path | None] = {"video": root / video}
     if archive is not None:
@@ -71,25 +78,55 @@ def source_files(root: Path, video: str, archive: str | None) -> dict[str, Path 
     return files
 
 
-def file_stat(path: Path | None) -> dict | None:
-    """Size and time of change of a regular file; None for any other: opening a pipe would hang."""
+def file_stat(path: Path | RemotePath | None) -> dict | None:
+    """Size and time of change of a regular file, or size and tag; None for any other: opening a pipe would hang."""
     try:
         found = path and path.stat()
     except (OSError, ValueError):
         return None
-    if not found or not stat.S_ISREG(found.st_mode):
-        return None
-    return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+    return signature(found) if found and stat.S_ISREG(found.st_mode) else None
 
 
-def source_stat(root: Path, video: str, archive: str | None) -> dict | None:
-    """Size and time of change of a video, and under `archive` of its landmark file; None where the video is missing."""
-    stats = {name: file_stat(path) for name, path in source_files(root, video, archive).items()}
-    video_stat = stats.pop("video")
-    return None if video_stat is None else {**video_stat, **stats}
+Look = Callable[[str], dict | None]
 
 
-def source_content(root: Path, video: str, archive: str | None, known: Iterable[dict] = ()) -> dict | None:
+def looking(root: Path | RemotePath) -> Look:
+    """A function that gives `file_stat` of very many videos below `root`, by their paths from there.
+
+    A store is asked once for all of them, when the first is looked for.
+    """
+    if isinstance(root, RemotePath):
+        listing = cache(root.files_below)
+
+        def listed(video: str) -> dict | None:
+            found = listing().get(video)
+            return found and signature(found)
+
+        return listed
+    folder = str(root)
+
+    def look(video: str) -> dict | None:
+        try:
+            found = os.stat(f"{folder}/{video}")  # noqa: PTH116 (a path takes as long to make as to look at)
+        except (OSError, ValueError):
+            return None
+        return signature(found) if stat.S_ISREG(found.st_mode) else None
+
+    return look
+
+
+def source_stat(root: Path | RemotePath, video: str, archive: str | None, look: Look | None = None) -> dict | None:
+    """Size and time of change of a video, and under `archive` of its landmark file; None where the video is missing.
+
+    `look` is a way to look at videos that is there already.
+    """
+    found = file_stat(root / video) if look is None else look(video)
+    if found is None or archive is None:
+        return found
+    return {**found, "archive": file_stat(source_files(root, video, archive)["archive"])}
+
+
+def source_content(root: Path | RemotePath, video: str, archive: str | None, known: Iterable[dict] = ()) -> dict | None:
     """The same with the `sha256` of each file's content; that of a source in `known` with the same size and time."""
     found = source_stat(root, video, archive)
     if found is None:
@@ -113,9 +150,9 @@ def content(source: dict | None) -> dict | None:
     """What a source's content is told by, whenever the file was written."""
     if source is None:
         return None
-    return {k: content(v) if isinstance(v, dict) else v for k, v in source.items() if k != "mtime_ns"}
+    return {k: content(v) if isinstance(v, dict) else v for k, v in source.items() if k not in ("mtime_ns", "etag")}
 
 
-def sources_digest(videos: Iterable[str], root: Path, archive: str | None) -> str:
+def sources_digest(videos: Iterable[str], root: Path | RemotePath, archive: str | None, look: Look) -> str:
     """A digest of size and time of all sources of a chunk: a replaced one makes the chunk stale."""
-    return digest([(video, source_stat(root, video, archive)) for video in videos])
+    return digest([(video, source_stat(root, video, archive, look)) for video in videos])

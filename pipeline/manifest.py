@@ -1,33 +1,35 @@
 """The manifest: one line a clip, and the chunk that each clip is worked on, stored and retried with."""
 
-import hashlib
 import itertools
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
 from lipprep.stages.atomic import replacing
+from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import SPLITS, check_labels
 from lipprep.stages.untrusted import check_file, printable
 
 MANIFEST_VERSION = 1
 CHUNK_SIZE = 512  # clips: about a minute of landmarks, 34 MB of JPEG strips
-MIN_CHUNKS = 8  # a split, where its clips allow: small sets too have work for several processes
 MAX_FRAMES = 100_000  # of a window: over an hour, and far beyond any word
 MAX_START = 10**9  # frames: over a year of video
 MAX_CHUNK = 10**6
 _MAX_SECONDS = 1e9
 MAX_LINE = 1 << 20  # bytes of a clip's line
+_BLOCK = 1 << 24  # bytes of a manifest that are read at once
 _MAX_HEADER = 1 << 24  # bytes of the first line, which lists the words
 STRETCH = 30.0  # seconds of a long video whose clips stay together, so that no frame is decoded twice
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One clip: a whole video, or a window of one.
+class Clip(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
+    """One clip: a whole video, or a window of one. A struct, of which a million fit into 300 MB.
 
     `video` is a path below the manifest's root, with forward slashes. `start` (frames at the manifest's fps,
     may be negative) and `num_frames` are given for a window. `word_start` and `word_end` are seconds from the
@@ -47,17 +49,16 @@ class Clip:
     duration: float | None = None
     speaker: str | None = None
 
-    def row(self) -> dict:
-        """The fields that are known, as the manifest's line has them."""
-        return {name: value for name in self.__slots__ if (value := getattr(self, name)) is not None}
-
 
 @dataclass(frozen=True)
 class Manifest:
-    """The clips of a corpus. `root` is the absolute folder that videos lie below; `fps` is the clips' frame rate."""
+    """The clips of a corpus.
+
+    `root` is the absolute folder, or the one in a store, that videos lie below; `fps` is the clips' frame rate.
+    """
 
     path: Path
-    root: Path
+    root: Path | RemotePath
     fps: float
     seed: int
     chunk_size: int
@@ -71,6 +72,10 @@ class Manifest:
 
     def chunks(self) -> dict[tuple[str, int], list[Clip]]:
         """The clips of each chunk, by (split, number), in the manifest's order."""
+        return self._chunks
+
+    @cached_property
+    def _chunks(self) -> dict[tuple[str, int], list[Clip]]:
         chunks: dict[tuple[str, int], list[Clip]] = {}
         for clip in self.clips:
             chunks.setdefault((clip.split, clip.chunk), []).append(clip)
@@ -86,6 +91,9 @@ def chunk_name(split: str, number: int) -> str:
     return f"{split}-{number:05d}"
 
 
+_PLAIN_VIDEO = re.compile(r"([A-Za-z0-9_@-]+(?:/[A-Za-z0-9_@-]+)*)\.[A-Za-z0-9]+")  # nothing to look into
+
+
 def clip_key(video: str, start: int | None = None) -> str:
     """The key of a clip: its path without the ending, and the first frame of a window.
 
@@ -95,6 +103,8 @@ def clip_key(video: str, start: int | None = None) -> str:
     >>> clip_key("s1/bbaf 2n.mpg", 12)
     's1/bbaf%202n@12'
     """
+    if (plain := _PLAIN_VIDEO.fullmatch(video)) and "__" not in video:
+        return plain[1] if start is None else f"{plain[1]}@{start}"
     path = PurePosixPath(video)
     raw = os.fsencode(str(path.with_suffix(""))).decode("latin-1")
     encoded = re.sub(r"[^A-Za-z0-9_/@-]", lambda m: f"%{ord(m[0]):02X}", raw)
@@ -102,16 +112,13 @@ def clip_key(video: str, start: int | None = None) -> str:
     return encoded if start is None else f"{encoded}@{start}"
 
 
-def seeded_rank(seed: int, *name: object) -> bytes:
-    """What to sort by for a seeded shuffle that does not depend on what else is sorted, nor on any library."""
-    return hashlib.blake2b(json.dumps([seed, *name]).encode(), digest_size=16).digest()
-
-
 def check_video_path(video: str) -> None:
     """Raise ValueError where a manifest's path could leave the root it is relative to, or is no file's name.
 
     What the path names may well be a link to another place: corpora are often folders of links.
     """
+    if _PLAIN_VIDEO.fullmatch(video):
+        return
     parts = video.split("/")
     if not parts[0] or ".." in parts or "\\" in video or ":" in parts[0] or video == ".":
         raise ValueError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
@@ -131,53 +138,38 @@ def stretch(clip: Clip, fps: float) -> tuple[str, int]:
     return clip.video, max(clip.start or 0, 0) // round(STRETCH * fps)
 
 
-def deal(clips: Iterable[Clip], *, seed: int, chunk_size: int, fps: float) -> list[Clip]:
-    """Give every clip its chunk: the groups of a split, shuffled by `seed`, cut into equal runs.
-
-    A group is the clips of one video, or of one stretch of STRETCH seconds of a long one; it is never cut.
-    """
-    groups: dict[tuple[str, str, int], list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault((clip.split, *stretch(clip, fps)), []).append(clip)
-    dealt: list[Clip] = []
-    for split in SPLITS:
-        names = sorted((g for g in groups if g[0] == split), key=lambda g: seeded_rank(seed, *g))
-        total = sum(len(groups[g]) for g in names)
-        size = min(chunk_size, max(1, total // MIN_CHUNKS))
-        count, before = -(-total // size) if total else 0, 0
-        for name in names:
-            members = sorted(groups[name], key=lambda c: (c.start or 0, c.key))
-            dealt += [replace(c, chunk=before * count // total) for c in members]
-            before += len(members)
-    # A large group may leave a number unused: chunks are numbered without gaps.
-    numbers: dict[tuple[str, int], int] = {}
-    counts = dict.fromkeys(SPLITS, 0)
-    for clip in dealt:
-        if (clip.split, clip.chunk) not in numbers:
-            numbers[clip.split, clip.chunk] = counts[clip.split]
-            counts[clip.split] += 1
-    return [replace(c, chunk=numbers[c.split, c.chunk]) for c in dealt]
-
-
 def save_manifest(manifest: Manifest) -> None:
     """Write the manifest atomically, its root relative to its folder where they share one."""
-    folder = manifest.path.resolve().parent
-    try:
-        root = Path(os.path.relpath(manifest.root, folder)).as_posix()
-    except ValueError:  # another drive
-        root = manifest.root.as_posix()
     header = {
         "lipprep_manifest": MANIFEST_VERSION,
-        "root": root,
+        "root": _relative(manifest.root, manifest.path.resolve().parent),
         "fps": manifest.fps,
         "seed": manifest.seed,
         "chunk_size": manifest.chunk_size,
         "labels": list(manifest.labels),
     }
     with replacing(manifest.path) as file:
-        # ASCII alone: names of files need not be UTF-8, and their stray bytes come back only so.
-        for row in itertools.chain([header], (clip.row() for clip in manifest.clips)):
-            file.write(json.dumps(row).encode("ascii") + b"\n")
+        file.write(json.dumps(header).encode("ascii") + b"\n")
+        encode = msgspec.json.Encoder().encode
+        for clip in manifest.clips:
+            try:
+                line = encode(clip)
+            except UnicodeEncodeError:
+                line = b"\xff"
+            # ASCII alone: names of files need not be UTF-8, and their stray bytes come back only so.
+            if not line.isascii():
+                known = {n: v for n, v in msgspec.structs.asdict(clip).items() if v is not None}
+                line = json.dumps(known, separators=(",", ":")).encode("ascii")
+            file.write(line + b"\n")
+
+
+def _relative(root: Path | RemotePath, folder: Path) -> str:
+    if isinstance(root, RemotePath):
+        return str(root)
+    try:
+        return Path(os.path.relpath(root, folder)).as_posix()
+    except ValueError:  # another drive
+        return root.as_posix()
 
 
 _TYPES = {
@@ -196,15 +188,40 @@ def _parse(row: object, labels: Sequence[str]) -> Clip:
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise ValueError(f"{name} is {value!r}, expected {'a number' if kind is not str else 'a text'}")
     try:
-        clip = Clip(**row)
+        clip = Clip(**{n: float(v) if _TYPES[n] is float and abs(v) < _MAX_SECONDS else v for n, v in row.items()})
     except TypeError as error:
         raise ValueError(f"fields are missing: {error}") from None
     check_clip(clip, labels)
     return clip
 
 
+def _sound(clip: Clip, labels: Sequence[str]) -> bool:
+    """Whether all is well with a clip, told at a look; where it is not, `check_clip` says whether and why."""
+    video = _PLAIN_VIDEO.fullmatch(clip.video)
+    if video is None or "__" in clip.key:
+        return False
+    if clip.start is None:
+        key, whole = video[1], clip.num_frames is None
+    else:
+        key = f"{video[1]}@{clip.start}"
+        whole = 0 < (clip.num_frames or 0) <= MAX_FRAMES and -clip.num_frames < clip.start <= MAX_START
+    return (
+        whole
+        and clip.key == key
+        and clip.split in SPLITS
+        and 0 <= clip.label < len(labels)
+        and labels[clip.label] == clip.word
+        and 0 <= clip.chunk < MAX_CHUNK
+        and (clip.duration is None or 0 <= clip.duration <= _MAX_SECONDS)
+        and (clip.word_start is None or -_MAX_SECONDS <= clip.word_start <= _MAX_SECONDS)
+        and (clip.word_end is None or -_MAX_SECONDS <= clip.word_end <= _MAX_SECONDS)
+    )
+
+
 def check_clip(clip: Clip, labels: Sequence[str]) -> None:
     """Raise ValueError, saying why, for a clip that no manifest may hold."""
+    if _sound(clip, labels):
+        return
     check_video_path(clip.video)
     if clip.split not in SPLITS:
         raise ValueError(f"unknown split {clip.split!r} (known: {', '.join(SPLITS)})")
@@ -259,11 +276,11 @@ def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
         wrong = "root, the folder of its videos"
     else:
         check_labels(labels)
-        return tuple(labels), float(fps), *numbers, Path(root)
+        return tuple(labels), float(fps), *numbers, place(root)
     raise ValueError(f"its header lacks or misstates {wrong}")
 
 
-def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
+def load_manifest(path: Path, *, root: Path | RemotePath | None = None) -> Manifest:
     """Read and check a manifest; `root` overrides where its videos lie.
 
     Raises ValueError, naming the line, for anything that is not a well-formed manifest: another version, an
@@ -274,16 +291,63 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
         check_file(path, "manifest")
     except ValueError as error:
         raise ValueError(f"{error}: `lipprep manifest --help` shows how to make one") from error
-    lines = _lines(path)
-    _, header = next(lines, (1, None))
+    _, header = next(_lines(path), (1, None))
     try:
         labels, fps, seed, size, stored = _header(header)
     except ValueError as error:
         raise ValueError(f"{printable(path)}: {_short(error)}") from None
+    clips = _read_quickly(path, labels)
+    if clips is None:
+        clips = _read_with_care(path, labels)
+    if not clips:
+        raise ValueError(f"{printable(path)} lists no clips")
+    try:
+        root = (place(root) if root is not None else _beside(path, stored)).resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # a stray byte, or links that lead in a circle
+        raise ValueError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
+    return Manifest(path, root, fps, seed, size, labels, tuple(clips))
+
+
+def _beside(path: Path, stored: Path | RemotePath) -> Path | RemotePath:
+    return stored if isinstance(stored, RemotePath) else path.resolve().parent / stored
+
+
+def _read_quickly(path: Path, labels: Sequence[str]) -> list[Clip] | None:
+    """The clips of a manifest with which all is well; None where it must be read with care to say what is not."""
+    decoder = msgspec.json.Decoder(Clip)
+    clips: list[Clip] = []
+    with path.open("rb") as file:
+        file.readline(_MAX_HEADER)
+        rest = b""
+        try:
+            while block := file.read(_BLOCK):
+                whole, newline, rest = (rest + block).rpartition(b"\n")
+                if newline:
+                    clips += decoder.decode_lines(whole)
+                elif len(rest) > MAX_LINE:
+                    return None
+            clips += decoder.decode_lines(rest)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+    if not all(_sound(clip, labels) for clip in clips):
+        try:
+            for clip in clips:
+                check_clip(clip, labels)
+        except ValueError:
+            return None
+    split_of: dict[str, str] = {}
+    for clip in clips:
+        if split_of.setdefault(clip.video, clip.split) != clip.split:
+            return None
+    return clips if len({clip.key for clip in clips}) == len(clips) else None
+
+
+def _read_with_care(path: Path, labels: Sequence[str]) -> list[Clip]:
+    """The same line by line; ValueError names the first with which something is wrong."""
     clips: list[Clip] = []
     keys: dict[str, int] = {}
     split_of: dict[str, str] = {}
-    for number, row in lines:
+    for number, row in itertools.islice(_lines(path), 1, None):
         try:
             clip = _parse(row, labels)
             if clip.key in keys:
@@ -294,13 +358,7 @@ def load_manifest(path: Path, *, root: Path | None = None) -> Manifest:
             raise ValueError(f"{printable(path)}, line {number}: {_short(error)}") from None
         keys[clip.key] = number
         clips.append(clip)
-    if not clips:
-        raise ValueError(f"{printable(path)} lists no clips")
-    try:
-        root = (Path(root) if root is not None else path.resolve().parent / stored).resolve()
-    except (ValueError, RuntimeError, OSError) as error:  # a stray byte, or links that lead in a circle
-        raise ValueError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
-    return Manifest(path, root, fps, seed, size, labels, tuple(clips))
+    return clips
 
 
 def _short(error: Exception) -> str:

@@ -1,15 +1,22 @@
 """What is wanted, what is there, and what therefore is fresh, stale or missing, and why."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
-from lipprep.pipeline.inputs import content_digest, digest, file_digest, file_stat, source_files, sources_digest
+from lipprep.pipeline.inputs import (
+    content_digest,
+    digest,
+    file_digest,
+    file_stat,
+    looking,
+    source_files,
+    sources_digest,
+)
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import read_entries, read_header, record_path
 from lipprep.pipeline.wanted import Wanted
-from lipprep.stages.untrusted import is_file
 
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output changes for the same input: what was made before is then stale.
@@ -18,7 +25,7 @@ STAGE_VERSIONS = {"landmarks": 1, "crops": 1, "shards": 1}
 ROW_FIELDS = {
     "landmarks": ("key", "video", "start", "num_frames"),
     "crops": ("key", "video", "start", "num_frames"),
-    "shards": tuple(f.name for f in dataclasses.fields(Clip) if f.name != "chunk"),
+    "shards": tuple(name for name in Clip.__struct_fields__ if name != "chunk"),
 }
 
 
@@ -171,6 +178,7 @@ class _Judge:
         self._manifest, self._layout, self._deep = manifest, layout, deep
         self._parameters = stage_parameters(wanted)
         self._archive = wanted.archive
+        self._look = looking(manifest.root)
 
     def chunk(
         self, stage: str, split: str, number: int, clips: list[Clip], known: dict[str, str], above: Chunk | None
@@ -178,7 +186,7 @@ class _Judge:
         """The state of one chunk. `known` keeps the digests of its rows' fields from one stage to the next."""
         for name in ROW_FIELDS[stage]:
             if name not in known:
-                known[name] = digest([getattr(c, name) for c in clips])
+                known[name] = digest(list(map(attrgetter(name), clips)))
         wanted = {
             "version": STAGE_VERSIONS[stage],
             "fps": self._manifest.fps,
@@ -188,7 +196,7 @@ class _Judge:
         archive = self._archive if stage == "landmarks" else None
         sources = fingerprint = None
         if above is None:
-            sources = sources_digest(dict.fromkeys(c.video for c in clips), self._manifest.root, archive)
+            sources = sources_digest(dict.fromkeys(c.video for c in clips), self._manifest.root, archive, self._look)
             fingerprint = digest({"stage": stage, **wanted, "sources": sources})
         elif above.state == "fresh":
             fingerprint = digest({"stage": stage, **wanted, "made_from": _result(above.header)})
@@ -222,9 +230,8 @@ class _Judge:
             return f"the manifest's {', '.join(changed)} changed"
         if above is not None:
             return "its landmarks changed" if above.state == "fresh" else f"its landmarks are {above.state}"
-        root = self._manifest.root
-        if missing := sum(not is_file(root / video) for video in {c.video for c in clips}):
-            return f"{missing} of its videos are missing below {root}"
+        if missing := sum(self._look(video) is None for video in {c.video for c in clips}):
+            return f"{missing} of its videos are missing below {self._manifest.root}"
         return f"videos{' or landmark files' if archive else ''} were replaced or touched"
 
     def _changed(self, tar: Path, clips: list[Clip], archive: str | None) -> int:

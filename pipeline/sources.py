@@ -1,12 +1,14 @@
 """Corpora to manifests: LRW, folders of words, GRID, CSV."""
 
 import csv
-import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
+from lipprep.pipeline.deal import deal, seeded_rank
 from lipprep.pipeline.manifest import (
     CHUNK_SIZE,
     SPLITS,
@@ -15,9 +17,8 @@ from lipprep.pipeline.manifest import (
     check_clip,
     check_video_path,
     clip_key,
-    deal,
-    seeded_rank,
 )
+from lipprep.stages.remote import place
 from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, is_file, printable, read_text
 
@@ -31,8 +32,7 @@ _MAX_SECONDS = 3600.0  # of a word: more is no duration
 FRACTIONS = {"test": 0.1, "val": 0.1}  # of a seeded split; the rest is for training
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A clip as its source gives it: no label, key or chunk yet; `split` None asks for a seeded one."""
 
     video: str
@@ -177,8 +177,8 @@ def grid(root: Path, words: set[str] | None = None, *, unseen_speakers: Iterable
 
 
 _CSV = {
-    "key": str, "video": str, "split": str, "word": str, "start": int, "num_frames": int,
-    "word_start": float, "word_end": float, "duration": float, "speaker": str,
+    "key": str, "video": str, "split": sys.intern, "word": sys.intern, "start": int, "num_frames": int,
+    "word_start": float, "word_end": float, "duration": float, "speaker": sys.intern,
 }  # fmt: skip
 _DEALT = {"label", "chunk"}  # columns of a manifest that are made anew
 
@@ -191,21 +191,27 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
     name = printable(check_file(path, "table"))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = set(rows.fieldnames or ())
-            if not {"video", "word"} <= columns:
+            rows = csv.reader(file)
+            columns = next(rows, [])
+            if not {"video", "word"} <= set(columns):
                 raise ValueError(f"{name} needs the columns video and word (others: {', '.join(_CSV)})")
-            if unknown := columns - set(_CSV) - _DEALT:
+            if unknown := set(columns) - set(_CSV) - _DEALT:
                 raise ValueError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)))}")
-            for row in rows:
+            known = [(n, column, _CSV[column]) for n, column in enumerate(columns) if column in _CSV]
+            for cells in rows:
+                if not cells:
+                    continue
                 try:
-                    fields = {n: _CSV[n](v.strip()) for n, v in row.items() if n in _CSV and v and v.strip()}
+                    if len(cells) > len(columns):
+                        raise ValueError(f"{len(cells)} cells below {len(columns)} columns")
+                    fields = {c: kind(text) for n, c, kind in known if n < len(cells) and (text := cells[n].strip())}
                     if "video" not in fields or "word" not in fields:
                         raise ValueError("video or word is empty")
                 except ValueError as error:
                     raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
                 # ./a and a are one file, and must be one name.
-                fields["video"] = PurePosixPath(fields["video"]).as_posix()
+                if "./" in fields["video"] or "//" in fields["video"]:
+                    fields["video"] = PurePosixPath(fields["video"]).as_posix()
                 if words is None or fields["word"] in words:
                     yield Row(**fields)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -218,7 +224,7 @@ def relative_to(base: Path, root: Path, rows: Iterable[Row]) -> list[Row]:
         prefix = root.resolve().relative_to(base.resolve())
     except ValueError:
         raise ValueError(f"--root {base} is neither {root} nor a folder above it") from None
-    return [dataclasses.replace(row, video=(prefix / row.video).as_posix()) for row in rows]
+    return [msgspec.structs.replace(row, video=(prefix / row.video).as_posix()) for row in rows]
 
 
 def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:
@@ -311,4 +317,4 @@ def make_manifest(
             raise ValueError(f"{row.video!r}: {error}") from None
         clips[key] = clip
     dealt = deal(clips.values(), seed=seed, chunk_size=chunk_size, fps=fps)
-    return Manifest(Path(path), Path(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))
+    return Manifest(Path(path), place(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))

@@ -3,11 +3,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lipprep.pipeline.manifest import clip_key, deal, find_manifest, groups, load_manifest, save_manifest
+from lipprep.pipeline.deal import deal
+from lipprep.pipeline.manifest import clip_key, find_manifest, groups, load_manifest, save_manifest
 from lipprep.pipeline.sources import Row, make_manifest
 
 
@@ -162,7 +164,7 @@ def test_file_names_that_are_no_utf8(tmp_path):
 
 def test_dealing_again_changes_nothing():
     clips = make_manifest(Path("m"), rows(50, 3), root=Path(), chunk_size=10).clips
-    again = deal([dataclasses.replace(c, chunk=0) for c in reversed(clips)], seed=0, chunk_size=10, fps=25.0)
+    again = deal([msgspec.structs.replace(c, chunk=0) for c in reversed(clips)], seed=0, chunk_size=10, fps=25.0)
     assert again == list(clips)
 
 
