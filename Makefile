@@ -26,10 +26,10 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-real chaos lint format demo landmarks crops shards bench bench-grid clean have-videos have-grid
+.PHONY: help setup test test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-landmarks bench-grid clean have-videos have-grid
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(SETUP)  ## make .venv with everything in it (PYTHON=python3.12, TORCH_INDEX=URL)
 	@echo "$(VENV) is ready. To call lipprep by its name: . $(BIN)/activate"
@@ -59,7 +59,12 @@ $(SETUP): pyproject.toml constraints.txt
 
 test: $(SETUP)  ## run the tests
 	@mkdir -p build
-	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests $(ARGS)
+	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not cluster" $(ARGS)
+
+test-cluster: $(SETUP)  ## run the tests that start clusters, Ray's among them, and the slower ones of stores
+	$(PIP) install -q -c constraints.txt ray
+	@mkdir -p build
+	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "cluster or dask" $(ARGS)
 
 test-real: have-grid $(SETUP)  ## run the tests that need real videos (LIPPREP_GRID=/path/to/grid)
 	@mkdir -p build
@@ -108,6 +113,12 @@ shards: $(SETUP)  ## pack the mouth crops into shards/
 
 bench: $(SETUP)  ## time every stage and print each figure beside its limit
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-scale: $(SETUP)  ## a million rows, a hundred thousand clips, two workers, Dask beside loky (half an hour)
+	for part in rows clips workers engines; do $(BIN)/python benchmarks/scale.py $$part || exit 1; done
+
+bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
+	$(BIN)/python benchmarks/landmarks.py $(ARGS)
 
 bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, about an hour)
 	$(BIN)/python benchmarks/grid.py

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 TARGETS = {
     "setup": ".venv is ready",
     "test": "-m pytest",
+    "test-cluster": '-m "cluster or dask"',
     "test-real": "-m real",
     "chaos": "tests/chaos.py",
     "lint": "ruff format --check",
@@ -24,6 +25,8 @@ TARGETS = {
     "crops": "lipprep crops",
     "shards": "lipprep shards",
     "bench": "benchmarks/bench.py",
+    "bench-scale": "benchmarks/scale.py",
+    "bench-landmarks": "benchmarks/landmarks.py",
     "bench-grid": "benchmarks/grid.py",
     "clean": "rm -rf build",
     "help": "awk",
@@ -61,8 +64,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     done = make()
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
-        "help", "setup", "test", "test-real", "chaos", "lint", "format",
-        "demo", "landmarks", "crops", "shards", "bench", "bench-grid", "clean",
+        "help", "setup", "test", "test-cluster", "test-real", "chaos", "lint", "format",
+        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-landmarks", "bench-grid", "clean",
     ]  # fmt: skip
 
 

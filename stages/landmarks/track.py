@@ -1,6 +1,6 @@
 """The landmarks of one clip: one face, followed from frame to frame."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from lipprep.stages.landmarks.detector import Detector, Face, choose_face
 from lipprep.stages.stopwatch import spent
 
+_AT_ONCE = 1 << 20  # bytes of frames that are decoded in a row
 COUNT_EVERY = 12  # frames between two counts of the faces of a tracked clip
 FORGET_AFTER = 6  # frames without the clip's face after which any face will do (a cut to another camera)
 
@@ -35,7 +36,7 @@ def track(frames: Iterable[np.ndarray], detector: Detector) -> ClipLandmarks:
     face: Face | None = None  # where to look in this frame
     last: Face | None = None  # where the clip's face was last
     missed = max_faces = 0
-    for index, frame in enumerate(map(np.asarray, frames)):
+    for index, frame in enumerate(_in_rows(frames)):
         points = None
         if face is not None and index % COUNT_EVERY == 0:
             with spent("detect"):
@@ -64,3 +65,16 @@ def track(frames: Iterable[np.ndarray], detector: Detector) -> ClipLandmarks:
         rows.append(points)
     points = np.stack(rows) if rows else np.empty((0, 68, 2), np.float32)
     return ClipLandmarks(points, max_faces)
+
+
+def _in_rows(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, several of them taken at a time: decoder and network in turn drive each other out of the caches."""
+    row: list[np.ndarray] = []
+    size = 0
+    for frame in map(np.asarray, frames):
+        row.append(frame)
+        size += frame.nbytes
+        if size >= _AT_ONCE:
+            yield from row
+            row, size = [], 0
+    yield from row

@@ -15,7 +15,7 @@ from traps import PATIENCE, POSIX, entries, strays, tars, until
 from lipprep.pipeline import engines
 from lipprep.pipeline.engines import Engine, open_cluster
 
-DASK = [pytest.param("dask", marks=POSIX)]
+DASK = [pytest.param("dask", marks=[POSIX, pytest.mark.dask])]
 CLUSTERS = [*DASK, pytest.param("ray", marks=[POSIX, pytest.mark.cluster])]
 
 
@@ -112,6 +112,7 @@ def dask_cluster(tmp_path):
 
 
 @POSIX
+@pytest.mark.dask
 def test_a_dask_cluster_at_an_address(whole, trapped, dask_cluster):
     address, _ = dask_cluster
     for stage in ("landmarks", "crops", "shards"):
@@ -156,6 +157,7 @@ def test_workers_that_cannot_work_are_named(tmp_path):
 
 
 @POSIX
+@pytest.mark.dask
 def test_dask_workers_with_several_threads_are_refused(tmp_path):
     from distributed import LocalCluster
 

@@ -3,8 +3,10 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from lipprep.stages.landmarks import load_detector, track
+from lipprep.stages.landmarks.mesh import IBUG_68, network_file
 
 STABLE = [33, 36, 39, 42, 45, 48, 54]  # nose, eye corners, mouth corners
 
@@ -39,6 +41,39 @@ def test_the_points_have_the_places_of_ibug_68(mesh, gray):
     for eye in (points[36:42], points[42:48]):
         (x0, y0), (x1, y1) = eye.min(axis=0).astype(int), np.ceil(eye.max(axis=0)).astype(int)
         assert gray[y0:y1, x0:x1].min() < 80
+
+
+def test_the_points_are_the_networks(mesh, gray):
+    turned = cv2.warpAffine(gray, cv2.getRotationMatrix2D((128, 120), 15, 0.8), (256, 256))
+    (detected,) = mesh.faces(turned)
+    _, face = mesh.fit(turned, detected)
+    points, _ = mesh.fit(turned, face)
+    x, y, side, angle = face.region
+    # Corners of the 256x256 patch (its pixels 0 and 256), brought to the frame.
+    half = np.array([[-1, -1], [1, -1], [-1, 1]]) * side / 2
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    corners = (half @ rotation.T + (x, y)).astype(np.float32)
+    to_frame = cv2.getAffineTransform(np.array([[0, 0], [256, 0], [0, 256]], np.float32), corners)
+    patch = cv2.warpAffine(
+        turned, to_frame, (256, 256), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    network = Interpreter(str(network_file("face_landmarks_detector")), num_threads=1)
+    network.allocate_tensors()
+    colour = np.repeat(patch[None, :, :, None], 3, axis=3)
+    network.set_tensor(network.get_input_details()[0]["index"], colour / np.float32(255))
+    network.invoke()
+    vertices = network.get_tensor(network.get_output_details()[0]["index"]).reshape(478, 3)
+    expected = vertices[IBUG_68, :2] @ to_frame[:, :2].T + to_frame[:, 2]
+    assert np.abs(points - expected).max() < 0.05  # a pixel of the patch may round to the next level
+
+
+def test_the_points_of_a_frame_outlive_the_next_frame(mesh, gray):
+    (face,) = mesh.faces(gray)
+    points, tracked = mesh.fit(gray, face)
+    kept = points.copy()
+    moved, _ = mesh.fit(np.roll(gray, 6, axis=1), tracked)
+    assert np.abs(moved - points).max() > 3
+    np.testing.assert_array_equal(points, kept)
 
 
 @pytest.mark.parametrize("angle", [-25, 0, 20])
