@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.command import CONTEXT, Command
-from lipprep.pipeline.options import FILE, FOLDER, JSON, MANIFEST, ROOT, WORKERS, cores, options
+from lipprep.command import CONTEXT, Command, Place
+from lipprep.pipeline.options import FILE, JSON, MANIFEST, ROOT, WORKERS, cores, options
 
 if TYPE_CHECKING:
     from lipprep.pipeline.sources import Row
@@ -30,7 +30,7 @@ def manifest() -> None:
 
 LISTING = options(
     click.option("-o", "--out", type=FILE, required=True, help="The manifest to write, e.g. manifests/lrw.jsonl."),
-    click.option("--root", "base", type=FOLDER, help="What the videos' paths are relative to, ROOT or a folder above."),
+    click.option("--root", "base", type=Place(), help="What the videos' paths start at: ROOT or a folder above."),
     click.option("--words", help="Only these words: a comma list, or a file with a word a line."),
     click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]"),
     click.option(
@@ -41,7 +41,7 @@ LISTING = options(
     ),
 )
 _MAX_WORDS = 1 << 24  # bytes of a list of words
-FROM = click.argument("root", type=FOLDER)
+FROM = click.argument("root", type=Place())
 
 
 def _words(text: str | None) -> set[str] | None:

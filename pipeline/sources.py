@@ -4,7 +4,9 @@ import csv
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from stat import S_ISDIR
 
 import msgspec
 
@@ -18,7 +20,7 @@ from lipprep.pipeline.manifest import (
     check_video_path,
     clip_key,
 )
-from lipprep.stages.remote import place
+from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, is_file, printable, read_text
 
@@ -47,7 +49,13 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     speaker: str | None = None
 
 
-def _folders(folder: Path) -> list[Path]:
+Folder = Path | RemotePath
+_REQUESTS = 16  # at once
+
+
+def _folders(folder: Folder) -> list[Folder]:
+    if isinstance(folder, RemotePath):
+        return [folder / name for name, found in folder.entries().items() if name[0] != "." and S_ISDIR(found.st_mode)]
     return sorted(Path(e.path) for e in os.scandir(folder) if not e.name.startswith(".") and _leads_on(e))
 
 
@@ -58,7 +66,10 @@ def _leads_on(entry: os.DirEntry) -> bool:
         return False
 
 
-def _videos(folder: Path) -> list[Path]:
+def _videos(folder: Folder) -> list[Folder]:
+    if isinstance(folder, RemotePath):
+        names = (name for name in folder.entries() if name[0] != "." and Path(name).suffix.lower() in VIDEO_SUFFIXES)
+        return [folder / name for name in names]
     return sorted(
         Path(e.path)
         for e in os.scandir(folder)
@@ -66,7 +77,7 @@ def _videos(folder: Path) -> list[Path]:
     )
 
 
-def _below(root: Path, video: Path) -> str:
+def _below(root: Folder, video: Folder) -> str:
     return video.relative_to(root).as_posix()
 
 
@@ -89,9 +100,19 @@ def lrw_duration(text: str) -> float | None:
     return None
 
 
-def _beginning(path: Path) -> str:
+def _beginnings(paths: Sequence[Folder]) -> Iterable[str]:
+    """The first 64 KiB of each text; of those in a store, many at a time."""
+    if not paths or not isinstance(paths[0], RemotePath):
+        return map(_beginning, paths)
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        return list(threads.map(_beginning, paths))
+
+
+def _beginning(path: Folder) -> str:
     """The first 64 KiB of a text; nothing of what is no file."""
     try:
+        if isinstance(path, RemotePath):
+            return path.read_range(0, 1 << 16).decode(errors="replace")
         if not is_file(path):
             return ""
         with path.open("rb") as file:
@@ -100,7 +121,7 @@ def _beginning(path: Path) -> str:
         return ""
 
 
-def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
+def lrw(root: Folder, words: set[str] | None = None) -> Iterator[Row]:
     """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with a .txt that gives the word's duration (LRW)."""
     for folder in _folders(root):
         if words is not None and folder.name not in words:
@@ -108,8 +129,9 @@ def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
         for split in ("train", "val", "test"):
             if not (folder / split).is_dir():
                 continue
-            for video in _videos(folder / split):
-                duration = lrw_duration(_beginning(video.with_suffix(".txt")))
+            videos = _videos(folder / split)
+            for video, text in zip(videos, _beginnings([v.with_suffix(".txt") for v in videos]), strict=True):
+                duration = lrw_duration(text)
                 half = None if duration is None else duration / 2
                 yield Row(
                     video=_below(root, video),
@@ -121,7 +143,7 @@ def lrw(root: Path, words: set[str] | None = None) -> Iterator[Row]:
                 )
 
 
-def folders(root: Path, words: set[str] | None = None) -> Iterator[Row]:
+def folders(root: Folder, words: set[str] | None = None) -> Iterator[Row]:
     """ROOT/word/{train,val,test}/video.mp4, or ROOT/word/video.mp4 with a seeded split."""
     for folder in _folders(root):
         if words is not None and folder.name not in words:
@@ -134,7 +156,7 @@ def folders(root: Path, words: set[str] | None = None) -> Iterator[Row]:
                     yield Row(video=_below(root, video), word=folder.name, split=split)
 
 
-def grid(root: Path, words: set[str] | None = None, *, unseen_speakers: Iterable[str] = ()) -> Iterator[Row]:
+def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterable[str] = ()) -> Iterator[Row]:
     """ROOT/video/SPEAKER/CODE.mpg with ROOT/align/SPEAKER/CODE.align (GRID): a 29-frame window a word.
 
     The window is centred on the word and may reach beyond the video. Silence (sil, sp) is no word. The
@@ -218,9 +240,11 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
         raise ValueError(f"the table {name} is no CSV in UTF-8: {error}") from error
 
 
-def relative_to(base: Path, root: Path, rows: Iterable[Row]) -> list[Row]:
+def relative_to(base: Folder, root: Folder, rows: Iterable[Row]) -> list[Row]:
     """Rows below `root` with their videos' paths from `base` on; ValueError where it is not `root` or above it."""
     try:
+        if type(base) is not type(root):
+            raise ValueError
         prefix = root.resolve().relative_to(base.resolve())
     except ValueError:
         raise ValueError(f"--root {base} is neither {root} nor a folder above it") from None
@@ -264,7 +288,7 @@ def make_manifest(
     path: Path,
     rows: Iterable[Row],
     *,
-    root: Path,
+    root: Folder,
     labels: Sequence[str] | None = None,
     seed: int = 0,
     chunk_size: int = CHUNK_SIZE,

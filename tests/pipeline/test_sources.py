@@ -157,3 +157,18 @@ def test_a_bad_csv_is_refused(tmp_path, text, message):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         make_manifest(tmp_path / "m", read_csv(tmp_path / "t.csv"), root=tmp_path)
+
+
+def test_a_corpus_in_a_store_is_listed_as_one_on_a_disk(lipprep, corpus, bucket):
+    for path in sorted(p for p in corpus.rglob("*") if p.is_file()):
+        (bucket / "lrw" / path.relative_to(corpus).as_posix()).upload(path)
+    for layout in ("lrw", "folders"):
+        lipprep("manifest", layout, corpus, "-o", "here.jsonl")
+        lipprep("manifest", layout, f"{bucket}/lrw", "-o", "there.jsonl")
+        here, there = load_manifest(Path("here.jsonl")), load_manifest(Path("there.jsonl"))
+        assert there.clips == here.clips and there.root == bucket / "lrw"
+    lipprep("manifest", "lrw", f"{bucket}/lrw", "--root", bucket, "-o", "above.jsonl")
+    assert load_manifest(Path("above.jsonl")).clips[0].video.startswith("lrw/")
+    message = lipprep("manifest", "lrw", f"{bucket}/lrw", "--root", corpus, "-o", "x.jsonl", code=1).stderr
+    assert "nor a folder above it" in message
+    assert "there is no folder" in lipprep("manifest", "lrw", f"{bucket}/nothing", "-o", "x.jsonl", code=1).stderr
