@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk
-from lipprep.pipeline.records import add_counts, read_entries, read_header, root_class
+from lipprep.pipeline.records import Headers, add_counts, read_entries, root_class
 from lipprep.stages.atomic import write_text
 from lipprep.stages.failures import FAILURES
+from lipprep.stages.remote import RemotePath
 
 REPORT_VERSION = 1
 
@@ -45,7 +46,8 @@ class Report:
 
 def close_accounts(stage: str, chunks: Sequence[Chunk], made: Sequence[dict], seconds: float) -> Report:
     """Count what `chunks`, all of which are committed, hold; `made` are the headers of those that this run made."""
-    headers = [read_header(c.tar) for c in chunks]
+    read = Headers(chunks[0].tar.parent) if chunks else None
+    headers = [read(c.tar) for c in chunks]
     assert all(headers), "a chunk was not committed"
     counts = add_counts(headers)
     planned = sum(counts.values())
@@ -67,7 +69,7 @@ def close_accounts(stage: str, chunks: Sequence[Chunk], made: Sequence[dict], se
     )
 
 
-def _examples(tars: Sequence[Path], headers: Sequence[dict], classes: int) -> dict[str, str]:
+def _examples(tars: Sequence[Path | RemotePath], headers: Sequence[dict], classes: int) -> dict[str, str]:
     """One clip and its message for each class of failures."""
     example: dict[str, str] = {}
     for tar, header in zip(tars, headers, strict=True):
@@ -110,7 +112,7 @@ def as_json(report: Report) -> dict:
     return {**dataclasses.asdict(report), "clips_per_second": report.clips_made / report.seconds}
 
 
-def keep_report(path: Path, manifest: Manifest, report: Report) -> None:
+def keep_report(path: Path | RemotePath, manifest: Manifest, report: Report) -> None:
     """Write the accounts of a stage into the report of all data sets and stages (WORK/report.json)."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -11,8 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
 
 import cv2
 
@@ -32,9 +31,12 @@ from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import leave_if_orphaned, stop_if_unwanted
 from lipprep.pipeline.records import commit, maker
 from lipprep.pipeline.stock import Above, Stock, crc32, open_above
+from lipprep.stages.remote import HeldPath, RemotePath
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.stages.stopwatch import spent, time_by_part
 from lipprep.stages.video import SEEK_BEYOND
+
+_HELD = 1 << 28  # bytes of remote videos that wait to be worked on together
 
 
 def run_job(job: Job, *, tag: str | None = None) -> dict:
@@ -46,13 +48,15 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
     time_by_part()  # what is counted from here on is this chunk's
     with contextlib.ExitStack() as files:
         landmarks = open_above(job.landmarks, LANDMARKS, "landmarks", files)
-        chunk = _Chunk(job, Stock(job), landmarks, open_above(job.crops, MOUTH, "crops", files))
+        crops = open_above(job.crops, MOUTH, "crops", files)
+        stock = files.enter_context(Stock(job))
         tar = files.enter_context(TarWriter(job.tar, tag or job.attempt))
         journal = files.enter_context(Journal(job.tar, tag or job.attempt))
+        chunk = _Chunk(job, stock, landmarks, crops, journal)
         entries, computed = [], 0
         videos = files.enter_context(contextlib.closing(ahead(groups(job.clips, job.fps), chunk.look)))
-        for some in _batches(videos, together(job)):
-            keys = [clip.key for (_, clips), _ in some for clip in clips]
+        for some in _batches((future for _, future in videos), together(job), journal):
+            keys = [clip.key for group in some for clip in group.clips]
             stop_if_unwanted()
             journal.working(keys, job.clip_timeout and job.clip_timeout * len(keys))
             for entry, members, new in chunk.videos(some):
@@ -89,30 +93,45 @@ def _for_other_stages(chunk: "_Chunk", entries: list[dict]) -> dict:
     return {"content": digest(sorted(known.items())), "absent": absent, "failed": digest(why)}
 
 
-def _batches(items: Iterator, size: int) -> Iterator[list]:
-    while some := list(islice(items, size)):
-        yield some
-
-
 @dataclass
 class _Group:
-    """The clips of one video: those that are `ready`, and those `wanting`, with their inputs' digest and source."""
+    """The clips of one video: those that are `ready`, and those `wanting`, with their inputs' digest and source.
+
+    `stat` is the video's as it was looked at; `held` are the bytes of a remote one.
+    """
 
     video: str
     clips: list[Clip]
+    stat: dict | None = None
+    held: HeldPath | None = None
     ready: dict[str, tuple[dict, dict[str, bytes], bool]] = field(default_factory=dict)
     wanting: list[tuple[Clip, str, dict | None]] = field(default_factory=list)
     made: dict[str, Made] = field(default_factory=dict)
 
 
+def _batches(looked: Iterator["Future[_Group]"], size: int, journal: Journal) -> Iterator[list[_Group]]:
+    """The videos that are worked on together: up to `size`, fewer where they take much memory."""
+    some: list[_Group] = []
+    for future in looked:
+        if not future.done():
+            journal.rest()  # to wait for a disk or a network is no clip's fault
+        with spent("wait"):
+            some.append(future.result())
+        if len(some) == size or sum(group.held.held for group in some if group.held is not None) > _HELD:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
 class _Chunk:
     """Makes a chunk's clips, video by video, or some videos at a time."""
 
-    def __init__(self, job: Job, stock: Stock, landmarks: Above | None, crops: Above | None) -> None:
+    def __init__(self, job: Job, stock: Stock, landmarks: Above | None, crops: Above | None, journal: Journal) -> None:
         self.job = job
         self.seen: dict[str, dict | None] = {}  # size and time of each source, as it was when it was read
         self.spent: Counter = Counter()  # seconds by part, beside those of the clips that are made
-        self._stock, self._landmarks, self._crops = stock, landmarks, crops
+        self._stock, self._landmarks, self._crops, self._journal = stock, landmarks, crops, journal
         self._archive = job.wanted.archive if job.stage == "landmarks" else None
 
     @property
@@ -122,47 +141,26 @@ class _Chunk:
             return digest(list(self.seen.items())) != self.job.header["sources"]
         return any(stat is None and video not in self._landmarks.absent for video, stat in self.seen.items())
 
-    def look(self, group: tuple[str, list[Clip]]) -> dict | None:
+    def look(self, group: tuple[str, list[Clip]]) -> _Group:
         """What is to be known of a video before it is worked on, told by a thread that reads ahead.
 
-        The source as `source_content` gives it; None, too, where the chunk is made from landmarks, whose record
-        knows it. What was read here need not be waited for when it is decoded.
+        What can be copied of its clips is, and of the others it is said what they are made from. The video was read
+        here if it is wanted, so that it need not be waited for when it is decoded.
         """
         video, clips = group
+        job, group, path = self.job, _Group(video, clips), self.job.root / video
+        if isinstance(path, RemotePath):
+            group.held = path = HeldPath(path)
+        source, known = None, []
         if self._landmarks is None:
-            known = () if self.job.deep else self._stock.sources(clips)
-            source = source_content(self.job.root, video, self._archive, known)
-            if source is None or source not in known:
-                return source
-        else:
-            source = None
-        if self._crops is None:
-            read_through(self.job.root / video)
-        return source
-
-    def videos(self, some: Sequence[tuple[tuple[str, list[Clip]], Future]]) -> Iterator[tuple[dict, dict, bool]]:
-        """The entry and members of each clip of some videos, and whether they are new.
-
-        With each video comes the future of what `look` tells of it.
-        """
-        groups = []
-        for (video, clips), looked in some:
-            with spent("wait"):
-                source = looked.result()
-            groups.append(self._group(video, clips, source))
-        self._make(groups)
-        for group in groups:
-            for clip in group.clips:
-                yield group.ready[clip.key]
-
-    def _group(self, video: str, clips: list[Clip], source: dict | None) -> "_Group":
-        """Copy what can be copied of the clips of one video, and say of the others what they are made from."""
-        job, whole = self.job, span(clips)
-        if self._landmarks is None:
-            self.seen[video] = source and without_content(source)
-            if source is None and (known := self._stock.sources(clips)):
+            known = self._stock.sources(clips)
+            # With an archive the video is not decoded.
+            where = video if group.held is None or self._archive else path
+            source = source_content(job.root, where, self._archive, () if job.deep else known)
+            group.stat = source and without_content(source)
+            if source is None and known:
                 source = known[0]  # the video is out of reach, not another one: what was made of it stays
-        group = _Group(video, clips)
+        whole = span(clips)
         for clip in clips:
             mine = source if self._landmarks is None else self._landmarks.entries[clip.key]["source"]
             inputs = _inputs(job, clip, whole, self._landmarks, mine)
@@ -175,7 +173,24 @@ class _Chunk:
                 members["json"] = sample_json(clip, entry["figures"]["num_frames"])
                 entry = {**entry, "crc32": crc32(members)}
             group.ready[clip.key] = ({**entry, "source": mine}, members, False)
+        decoded = self._crops is None and not self._archive
+        read = source is not None and (job.deep or source not in known)  # for its digest
+        if decoded and not read and any(self._failure(clip) is None for clip, _, _ in group.wanting):
+            if group.held is None:
+                read_through(path)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    group.held.fetch()
         return group
+
+    def videos(self, groups: Sequence[_Group]) -> Iterator[tuple[dict, dict, bool]]:
+        """The entry and members of each clip of some videos, and whether they are new."""
+        if self._landmarks is None:
+            self.seen.update((group.video, group.stat) for group in groups)
+        self._make(groups)
+        for group in groups:
+            for clip in group.clips:
+                yield group.ready[clip.key]
 
     def _make(self, groups: Sequence["_Group"]) -> None:
         """Make the clips of some videos that are not there yet."""
@@ -184,10 +199,8 @@ class _Chunk:
         todo: list[tuple[_Group, list[Clip]]] = []
         for group in groups:
             for clip, _, _ in group.wanting:
-                if landmarks is not None and (failure := landmarks.failure(clip.key)) is not None:
+                if (failure := self._failure(clip)) is not None:
                     group.made[clip.key] = failure
-                elif clip.key in job.condemned:
-                    group.made[clip.key] = failed(*job.condemned[clip.key])
                 elif crops is not None and crops.has(clip.key):
                     mouth = crops.input(clip.key)
                     group.made[clip.key] = pack(job, clip, mouth, {"num_frames": len(mouth)})
@@ -196,6 +209,11 @@ class _Chunk:
                 clips = group.clips  # all of the video's clips, so that tracking begins where it began
             if clips:
                 todo.append((group, clips))
+        for group, _ in todo:
+            if group.held is not None:
+                group.held.waiting = self._journal.waiting
+        held = {group.video: group.held for group, _ in todo if group.held is not None}
+        job = replace(job, held=held) if held else job
         tasks = [
             (group.video, clips, [None if landmarks is None else landmarks.input(c.key) for c in clips])
             for group, clips in todo
@@ -214,12 +232,20 @@ class _Chunk:
         count = sum(len(group.wanting) for group in groups)
         parts = {part: round(seconds / count, 6) for part, seconds in time_by_part().items()} if count else {}
         for group in groups:
+            group.held = None  # so that few are in memory
             for clip, inputs, source in group.wanting:
                 made = group.made[clip.key]
                 group.ready[clip.key] = (_entry(job, clip, made, inputs, source, parts), made.members or {}, True)
 
+    def _failure(self, clip: Clip) -> Made | None:
+        """What is known to be wrong with a clip before it is made."""
+        if self._landmarks is not None and (failure := self._landmarks.failure(clip.key)) is not None:
+            return failure
+        return failed(*self.job.condemned[clip.key]) if clip.key in self.job.condemned else None
+
     def _is_lost(self, video: str) -> bool:
         """Whether the video that clips failed of is gone, or another than it was a moment ago."""
+        self._journal.rest()
         now = source_stat(self.job.root, video, self._archive)
         lost = now is None if self._landmarks is not None else now != self.seen[video]
         if lost:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import click
 
-from lipprep.command import CONTEXT, Command
+from lipprep.command import CONTEXT, Command, LocalFolder
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
 from lipprep.pipeline.cli_verify import verify
 from lipprep.pipeline.options import (
     FILE,
-    FOLDER,
     JSON,
     MANIFEST,
     OUT,
@@ -194,7 +193,7 @@ def _persons(wanted) -> dict[str, int] | None:
 
 
 @click.command(cls=Command)
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=LocalFolder())
 @click.option("-n", "clips", type=int, default=240, show_default=True, help="How many clips, in LRW's three splits.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed makes another corpus.")
 @WORKERS
@@ -219,7 +218,9 @@ def sample(out: Path, clips: int, seed: int, workers: int | None) -> None:
     type=click.Choice(DETECTORS),
     help="Where landmarks come from; mesh is built in.  [default: mesh]",
 )
-@click.option("--archive", type=FOLDER, help="For --detector archive: the folder of published .npz or .pkl files.")
+@click.option(
+    "--archive", type=LocalFolder(), help="For --detector archive: the folder of published .npz or .pkl files."
+)
 @click.option("--persons", type=FILE, help="For --detector archive: a CSV of clip and person index.")
 @click.option(
     "--device",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.command import Command
-from lipprep.pipeline.options import FOLDER, JSON, WORKERS, cores
+from lipprep.command import Command, Place
+from lipprep.pipeline.options import JSON, WORKERS, cores
+from lipprep.stages.remote import RemotePath
 
 if TYPE_CHECKING:
     from lipprep.pipeline.verify import Verified
@@ -20,7 +21,7 @@ LISTED = 20  # findings of a kind that are printed
 
 
 @click.command(cls=Command)
-@click.argument("folder", type=FOLDER, default=Path("shards"))
+@click.argument("folder", type=Place(), default=Path("shards"))
 @click.option(
     "--deep",
     is_flag=True,
@@ -28,7 +29,7 @@ LISTED = 20  # findings of a kind that are printed
 )
 @WORKERS
 @JSON
-def verify(folder: Path, deep: bool, workers: int | None, as_json: bool) -> None:
+def verify(folder: Path | RemotePath, deep: bool, workers: int | None, as_json: bool) -> None:
     """Read every byte of FOLDER (default: shards) and hold tars, records and index against each other.
 
     Landmarks and crops (work/NAME/landmarks) are verified as well as shards. Exits with 1 where anything is
@@ -38,6 +39,7 @@ def verify(folder: Path, deep: bool, workers: int | None, as_json: bool) -> None
     Example:
       lipprep verify
       lipprep verify work/lrw/landmarks --deep
+      lipprep verify s3://bucket/shards
     """
     from lipprep.pipeline.verify import verify as check
 

@@ -2,10 +2,12 @@
 
 A scheduler hands a chunk whose worker died to another one, and knows nothing of clips. Each attempt leaves its
 journal, so the next one knows what the others died of: it copies what they had done, works on one video at a time,
-and condemns a video that two of them died at.
+and condemns a video that two of them died at. Of a chunk that goes to a store journals stay where the workers are; its
+clips are tried by the driver, which knows no more than that it is among them.
 """
 
 import dataclasses
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +19,8 @@ from lipprep.pipeline.journal import Attempt, attempts
 from lipprep.pipeline.make import Job
 from lipprep.pipeline.manifest import groups
 from lipprep.pipeline.pool import run_all
-from lipprep.pipeline.supervise import BARREN, condemn, raise_damaged, say
+from lipprep.pipeline.supervise import BARREN, condemn, guilty, probes, raise_damaged, say
+from lipprep.stages.remote import RemotePath
 
 _DEATHS = 2  # at one video, which are its fault: a worker that is stopped from outside dies at another one next time
 
@@ -38,6 +41,12 @@ def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable
                 header = cluster.result(future)
             except WorkerLost as error:
                 say(f"workers died at {job.tar.stem}, one after another ({error}): it is tried again")
+                if isinstance(job.tar, RemotePath) and not _attempts(job):
+                    keys, kind, codes = guilty(job, Attempt(job.attempt, job.tar, [], None, ""))
+                    shutil.rmtree(probes(job.tar.parent), ignore_errors=True)
+                    if keys:
+                        pending[job.tar] = condemn(job, keys, kind, f"alone as well ({codes})")
+                        continue
                 progress = sum(len(a.entries) + bool(a.working) for a in _attempts(job))
                 barren[job.tar] = 0 if progress > reached.get(job.tar, 0) else barren[job.tar] + 1
                 reached[job.tar] = progress

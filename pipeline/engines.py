@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any, Protocol
 
 import lipprep
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 
 ENGINES = ("loky", "dask", "ray", "serial")
@@ -77,11 +78,11 @@ class Cluster(Protocol):
 
 
 @contextlib.contextmanager
-def open_cluster(engine: Engine, folder: Path) -> Iterator[Cluster]:
+def open_cluster(engine: Engine, folder: Path | RemotePath) -> Iterator[Cluster]:
     """Connect to a cluster, or make one; what still waits there when the block is left is cancelled.
 
     Raises ValueError where the package is missing, the address does not answer, or the workers cannot work: they
-    lack lipprep or have another version of it, do not see `folder`, or run several tasks in one process.
+    lack lipprep or have another version of it, do not see a local `folder`, or run several tasks in one process.
     """
     # Ray tells on stdout of workers that died.
     with contextlib.redirect_stdout(sys.stderr), (_dask if engine.name == "dask" else _ray)(engine, folder) as cluster:
@@ -92,7 +93,7 @@ def _need(package: str, extra: str, error: ImportError) -> ValueError:
     return ValueError(f'--engine {extra} needs the package {package} ({error}): pip install "lipprep[{extra}]"')
 
 
-def _probe(folder: str) -> dict:
+def _probe(folder: str | None) -> dict:
     """Run by a worker: whether it could work."""
     import importlib.metadata
     import pathlib
@@ -102,14 +103,20 @@ def _probe(folder: str) -> dict:
         version = importlib.metadata.version("lipprep")
     except importlib.metadata.PackageNotFoundError:
         version = None
-    return {"host": socket.gethostname(), "lipprep": version, "sees": pathlib.Path(folder).is_dir()}
+    sees = folder is None or pathlib.Path(folder).is_dir()
+    return {"host": socket.gethostname(), "lipprep": version, "sees": sees}
+
+
+def _to_see(folder: Path | RemotePath) -> str | None:
+    """What workers must see; whether they reach a store they say when they ask it."""
+    return None if isinstance(folder, RemotePath) else str(folder)
 
 
 # So that it is sent as it is: a worker that lacks lipprep could not import it.
 _probe.__module__ = "__main__"
 
 
-def _check(answers: Mapping[str, dict], folder: Path) -> None:
+def _check(answers: Mapping[str, dict], folder: Path | RemotePath) -> None:
     """Raise ValueError, naming one, where workers cannot work."""
     for told, what, remedy in (
         (lambda a: a["lipprep"] is None, "has no lipprep", f"install lipprep {lipprep.__version__} there"),
@@ -188,7 +195,7 @@ def _on_dask(function: Callable[[Any], Any], task: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _dask(engine: Engine, folder: Path) -> Iterator[_Dask]:
+def _dask(engine: Engine, folder: Path | RemotePath) -> Iterator[_Dask]:
     try:
         import dask
         from distributed import Client, LocalCluster
@@ -214,7 +221,7 @@ def _dask(engine: Engine, folder: Path) -> Iterator[_Dask]:
                 "start workers with one thread each (dask worker --nworkers auto --nthreads 1; with dask-jobqueue, "
                 "processes as many as cores)"
             )
-        _check(client.run(_probe, str(folder)), folder)
+        _check(client.run(_probe, _to_see(folder)), folder)
         cluster = _Dask(client, engine.address or "this machine")
         try:
             yield cluster
@@ -268,7 +275,7 @@ def _call(function: Callable[[Any], Any], task: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _ray(engine: Engine, folder: Path) -> Iterator[_Ray]:
+def _ray(engine: Engine, folder: Path | RemotePath) -> Iterator[_Ray]:
     try:
         import ray
     except ImportError as error:
@@ -290,7 +297,7 @@ def _ray(engine: Engine, folder: Path) -> Iterator[_Ray]:
 
         asked = {
             f"{node['NodeManagerAddress']}": probe.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(
-                str(folder)
+                _to_see(folder)
             )
             for node in nodes
         }

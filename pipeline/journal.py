@@ -4,10 +4,11 @@ Beside the unfinished tar stands its journal: a line before the clips of a video
 every clip that is in the tar or has failed, and, where the process ends itself, what Python knew at that moment.
 """
 
+import contextlib
 import faulthandler
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class Journal:
     def __init__(self, tar: Path, attempt: str) -> None:
         self.path = _path(tar, attempt)
         self._file = Output(self.path)
+        self._timeout: float | None = None
         self._until = 0.0
         # A fault in a codec is told here, not on the user's terminal.
         faulthandler.enable(self._file)
@@ -44,6 +46,11 @@ class Journal:
         After `timeout` seconds, if there is one, or up to a tenth more, the process ends, whatever holds it.
         """
         self._write({"working": list(keys)})
+        self._timeout = timeout
+        self._start()
+
+    def _start(self) -> None:
+        timeout = self._timeout
         if timeout is None:
             return
         now = time.monotonic()
@@ -54,9 +61,18 @@ class Journal:
             self._until = now + _SLACK * timeout
 
     def rest(self) -> None:
-        """Say that no clip is worked on: what follows waits for the disk, which is no clip's fault."""
+        """Stop the clock: what follows waits for a disk or a network, which is no clip's fault."""
         faulthandler.cancel_dump_traceback_later()
         self._until = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Stop the clock in the block, which waits for a network; it starts anew behind it."""
+        self.rest()
+        try:
+            yield
+        finally:
+            self._start()
 
     def done(self, entry: dict) -> None:
         """Say what became of one clip. Its members are in the tar."""

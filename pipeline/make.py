@@ -16,8 +16,10 @@ from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
 from lipprep.stages.crop import Crop, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
 from lipprep.stages.stopwatch import spent, spent_on
+from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, read_frames
 
@@ -38,28 +40,33 @@ class Job:
     tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
     worked on any more, with class and message. A clip that takes more than `clip_timeout` seconds ends the
     process. `deep` does not trust a source's size and time of change. `together` lets a detector that gains by it work
-    on several videos at once.
+    on several videos at once. `held` are remote videos that are in memory already.
     """
 
     stage: str
     clips: list[Clip]
-    root: Path
+    root: Path | RemotePath
     fps: float
     wanted: Wanted
     parameters: dict
     header: dict
-    tar: Path
-    landmarks: Path | None = None
-    crops: Path | None = None
+    tar: Path | RemotePath
+    landmarks: Path | RemotePath | None = None
+    crops: Path | RemotePath | None = None
     persons: dict[str, int] | None = None
     device: str = "cpu"
     retry: str | None = None
-    old: tuple[Path, ...] = ()
+    old: tuple[Path | RemotePath, ...] = ()
     attempt: str = "0"
     condemned: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     clip_timeout: float | None = CLIP_TIMEOUT
     deep: bool = False
     together: bool = True
+    held: Mapping[str, RemotePath] = field(default_factory=dict)
+
+    def path(self, video: str) -> Path | RemotePath:
+        """Where a video is read from."""
+        return self.held.get(video) or self.root / video
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Ma
 
 def _frames_to_track(job: Job, video: str, clips: list[Clip]) -> SoundFrames:
     first, last = span(clips)
-    return SoundFrames(read_frames(job.root / video, fps=job.fps, first=first, last=last), first=first)
+    return SoundFrames(read_frames(job.path(video), fps=job.fps, first=first, last=last), first=first)
 
 
 def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: SoundFrames | None) -> list[Made]:
@@ -178,6 +185,8 @@ def _landmark_groups(job: Job, videos: list[tuple[str, list[Clip]]], detector: B
                     break
             else:
                 held.append((n, frames, pictures))
+        except RemoteError:  # the network's fault, and no clip's
+            raise
         except Exception as error:
             made[n] = [reason(error)] * len(clips)
     track_held()
@@ -223,7 +232,7 @@ def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list
 
 def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
     first, last = span(clips)
-    read = read_frames(job.root / video, fps=job.fps, first=first, last=last, color=job.wanted.exact)
+    read = read_frames(job.path(video), fps=job.fps, first=first, last=last, color=job.wanted.exact)
     sound = SoundFrames(read, first=first)
     frames = spent_on("decode", sound)
     parameters = crop_parameters(job.wanted)
@@ -311,6 +320,8 @@ def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]]) -> list[li
     for video, clips, inputs in groups:
         try:
             made.append(GROUP[job.stage](job, video, clips, inputs))
+        except RemoteError:  # the network's fault, and no clip's
+            raise
         except Exception as error:
             made.append([reason(error)] * len(clips))
     return made

@@ -1,7 +1,8 @@
 """Clips that a new manifest deals to other chunks: their old tars are set aside until they are copied.
 
 A word more, a clip less or another seed moves clips from chunk to chunk. What was made of them is copied from
-the tar that holds it, which may itself be about to be replaced; so it waits in a folder of its own.
+the tar that holds it, which may itself be about to be replaced; so it waits in a folder of its own. Stores rename
+nothing: there tars stay where they are, and what was in those that are replaced first is made again.
 """
 
 import shutil
@@ -11,7 +12,8 @@ from pathlib import Path
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest, chunk_name
 from lipprep.pipeline.plan import WHOLE, Chunk, Slice
-from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
+from lipprep.pipeline.records import Headers, all_entries, read_header, record_path, uncommit
+from lipprep.stages.remote import RemotePath
 
 _ASIDE = ".old"
 
@@ -21,7 +23,7 @@ class Moved:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | RemotePath,
         chunks: Sequence[Chunk],
         pending: Sequence[Chunk],
         manifest: Manifest,
@@ -34,7 +36,8 @@ class Moved:
         Where they are a `part` of all, what is set aside is kept, for the other parts. Raises ValueError where the
         folder holds another corpus's clips, none of this one's, and they are not to be replaced.
         """
-        self._folder, self._part = folder, part
+        self._folder = folder
+        self._drops = part.whole and not isinstance(folder, RemotePath)  # what is replaced, or a part's, goes otherwise
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
         self.dropped = 0  # clips that the manifest does not list any more
         # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
@@ -43,7 +46,7 @@ class Moved:
         tars = [tar for tar in sorted(tars) if tar not in stay]
         if not tars:
             return
-        keys = {tar: [e["key"] for e in read_entries(tar)] for tar in tars}
+        keys = {tar: [e["key"] for e in entries] for tar, entries in zip(tars, all_entries(tars), strict=True)}
         where = {key: tar for tar, mine in keys.items() for key in mine}
         self.dropped = len(where.keys() - {clip.key for clip in manifest.clips})
         if where and not replace and not stay and not any(clip.key in where for clip in manifest.clips):
@@ -59,6 +62,8 @@ class Moved:
             for clip in chunk.clips:
                 if clip.key not in own and clip.key in where:
                     self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
+        if isinstance(folder, RemotePath):
+            return
         if not part.whole:
             for tar in {*self._holders, *(c.tar for c in pending if c.tar in keys)}:
                 if tar.parent == folder:
@@ -100,7 +105,7 @@ class Moved:
 
     def done(self, made: Path) -> None:
         """Drop the old tars that nothing needs any more, now that the tar `made` is committed."""
-        if not self._part.whole:
+        if not self._drops:
             return
         for tar, needed in list(self._holders.items()):
             needed.discard(made)
@@ -110,27 +115,30 @@ class Moved:
 
     def close(self) -> None:
         """Drop what was set aside, where every chunk is made."""
-        if self._part.whole:
+        if self._drops:
             drop_aside(self._folder)
 
 
-def _in_place(folder: Path, manifest: Manifest, headers: Mapping[Path, dict | None]) -> set[Path]:
+def _in_place(
+    folder: Path | RemotePath, manifest: Manifest, headers: Mapping[Path | RemotePath, dict | None]
+) -> set[Path | RemotePath]:
     """The tars of `folder` that hold just the clips of their chunk; `headers` are those that are known."""
-    found = set()
+    found, read = set(), Headers(folder)
     for (split, number), clips in manifest.chunks().items():
         tar = folder / f"{chunk_name(split, number)}.tar"
-        header = headers[tar] if tar in headers else read_header(tar)
+        header = headers[tar] if tar in headers else read(tar)
         if header is not None and header["rows"].get("key") == digest([c.key for c in clips]):
             found.add(tar)
     return found
 
 
-def drop_aside(folder: Path) -> None:
+def drop_aside(folder: Path | RemotePath) -> None:
     """Drop all that was set aside in a stage's folder."""
-    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+    if not isinstance(folder, RemotePath):
+        shutil.rmtree(folder / _ASIDE, ignore_errors=True)
 
 
-def drop(tar: Path) -> None:
+def drop(tar: Path | RemotePath) -> None:
     """Remove a tar and its record."""
     uncommit(tar)
     tar.unlink(missing_ok=True)

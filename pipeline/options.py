@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lipprep.command import Place
+from lipprep.stages.remote import RemotePath
+
 if TYPE_CHECKING:
     from lipprep.pipeline.plan import Slice
 
@@ -31,21 +34,28 @@ MANIFEST = click.option(
     type=FILE,
     help="The manifest.  [default: the only one in manifests/]",
 )
-ROOT = click.option("--root", type=FOLDER, help="Where the manifest's videos lie, if they have moved.")
+ROOT = click.option("--root", type=Place(), help="Where the manifest's videos lie, if they have moved: path or URL.")
 WORK = click.option(
     "-w",
     "--work",
-    type=FOLDER,
+    type=Place(),
     default=Path("work"),
     show_default=True,
-    help="Artefacts go to WORK/NAME/STAGE.",
+    help="Artefacts go to WORK/NAME/STAGE; a path or URL, as s3://bucket/work.",
 )
-OUT = click.option("-o", "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Where shards go.")
+OUT = click.option(
+    "-o", "--out", type=Place(), default=Path("shards"), show_default=True, help="Where shards go: a path or URL."
+)
 WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
 
 
-def open_data_set(manifest_path: Path | None, root: Path | None, work: Path, out: Path | None = None):
+def open_data_set(
+    manifest_path: Path | None,
+    root: Path | RemotePath | None,
+    work: Path | RemotePath,
+    out: Path | RemotePath | None = None,
+):
     """The manifest, found where none is named, and where its artefacts stand."""
     from lipprep.pipeline.manifest import find_manifest, load_manifest
     from lipprep.pipeline.plan import Layout

@@ -15,7 +15,7 @@ from lipprep.pipeline.inputs import (
     sources_digest,
 )
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
-from lipprep.pipeline.records import read_entries, read_header, record_path
+from lipprep.pipeline.records import Headers, read_entries
 from lipprep.pipeline.wanted import Wanted
 
 STAGES = ("landmarks", "crops", "shards")
@@ -179,6 +179,7 @@ class _Judge:
         self._parameters = stage_parameters(wanted)
         self._archive = wanted.archive
         self._look = looking(manifest.root)
+        self._headers = {stage: Headers(layout.folder(stage)) for stage in STAGES}
 
     def chunk(
         self, stage: str, split: str, number: int, clips: list[Clip], known: dict[str, str], above: Chunk | None
@@ -201,10 +202,10 @@ class _Judge:
         elif above.state == "fresh":
             fingerprint = digest({"stage": stage, **wanted, "made_from": _result(above.header)})
         tar = self._layout.tar(stage, split, number)
-        header = read_header(tar)
+        header = self._headers[stage](tar)
         if header is None:
             state, reason = "missing", ""
-            if record_path(tar).exists():
+            if self._headers[stage].has_record(tar):
                 reason = "its tar or record was cut or damaged, or is of another version of lipprep"
         elif header["fingerprint"] == fingerprint:
             state, reason = "fresh", ""

@@ -7,23 +7,28 @@ sha256, so that no flipped bit in it goes unseen.
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from lipprep.stages.atomic import fsync_folder, replacing
+from lipprep.stages.remote import REQUESTS, RemotePath, RemoteStat
 from lipprep.stages.shard.writer import TarWriter
 
 RECORD_VERSION = 3
 LONGEST_HEADER = 1 << 24  # bytes of a header; a line without an end takes no more memory
 # Other versions of these may give other bytes for the same clip.
+_USUAL_HEADER = 1 << 14  # bytes that most headers fit into
 _PACKAGES = ("ai-edge-litert", "av", "numpy", "opencv-python")
 
 
-def record_path(tar: Path) -> Path:
+def record_path(tar: Path | RemotePath) -> Path | RemotePath:
     """The record of a tar stands beside it."""
     return tar.with_suffix(".jsonl")
 
@@ -96,7 +101,7 @@ def _total_parts(parts: Mapping[str, float], entries: Sequence[dict]) -> dict[st
     return {part: round(seconds, 6) for part, seconds in total.most_common()}
 
 
-def uncommit(tar: Path) -> None:
+def uncommit(tar: Path | RemotePath) -> None:
     """Remove the record of a tar, which then does not exist any more."""
     path = record_path(tar)
     if path.exists():
@@ -119,45 +124,122 @@ def unseal(line: bytes) -> dict | None:
         return None
 
 
-def _valid(line: bytes, tar: Path) -> dict | None:
-    """The header in a record's first line, if it is sound and record and tar both have the sizes that it says."""
+def _valid(line: bytes, record: int, tar: int) -> dict | None:
+    """The header in a record's first line, if it is sound, and record and tar have the sizes that it says, in bytes."""
     header = unseal(line)
     try:
-        whole = len(line) + header["entries"]["bytes"] == record_path(tar).stat().st_size
-        return header if whole and tar.stat().st_size == header["tar"]["bytes"] else None
-    except (OSError, KeyError, TypeError):
+        whole = len(line) + header["entries"]["bytes"] == record
+        return header if whole and tar == header["tar"]["bytes"] else None
+    except (KeyError, TypeError):
         return None
 
 
-def _open(tar: Path) -> BinaryIO:
-    path = record_path(tar)
-    if not path.is_file():  # a pipe of that name would hang
+def _open(path: Path | RemotePath) -> BinaryIO:
+    if not isinstance(path, RemotePath) and not path.is_file():  # a pipe of that name would hang
         raise FileNotFoundError(path)
     return path.open("rb")
 
 
-def read_header(tar: Path) -> dict | None:
-    """The header of the record of `tar`; None where the two are not committed together."""
+def _read(tar: Path | RemotePath, *, entries: bool) -> tuple[dict, bytes] | None:
+    """The header of the record of `tar` and, if asked for, what follows it; None where they are not committed."""
     try:
-        with _open(tar) as file:
-            return _valid(file.readline(LONGEST_HEADER), tar)
+        size = tar.stat().st_size
+        with _open(record_path(tar)) as file:
+            line = file.readline(LONGEST_HEADER)
+            header = _valid(line, file.seek(0, os.SEEK_END), size)
+            if header is None or not entries:
+                return header and (header, b"")
+            file.seek(len(line))
+            return header, file.read()
     except OSError:
         return None
 
 
-def read_entries(tar: Path) -> list[dict]:
+def read_header(tar: Path | RemotePath) -> dict | None:
+    """The header of the record of `tar`; None where the two are not committed together."""
+    found = _read(tar, entries=False)
+    return found and found[0]
+
+
+def read_record(tar: Path | RemotePath) -> tuple[dict | None, list[dict]]:
+    """The header of the record of `tar` and the clips' lines.
+
+    No header where the two are not committed together, no lines where these are damaged.
+    """
+    header, lines = _read(tar, entries=True) or (None, b"")
+    if header is None or hashlib.sha256(lines).hexdigest() != header["entries"]["sha256"]:
+        return header, []
+    return header, [json.loads(line) for line in lines.splitlines()]
+
+
+def read_entries(tar: Path | RemotePath) -> list[dict]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
+    return read_record(tar)[1]
+
+
+def all_entries(tars: Sequence[Path | RemotePath]) -> list[list[dict]]:
+    """The clips' lines of the records of several tars."""
+    if not any(isinstance(tar, RemotePath) for tar in tars):
+        return [read_entries(tar) for tar in tars]
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return list(threads.map(read_entries, tars))
+
+
+_known: dict[RemotePath, tuple[RemoteStat, bytes]] = {}  # the first lines of records, and when they were so
+
+
+class Headers:
+    """The headers of very many tars of one folder.
+
+    A store is asked for all of them when the first is wanted, by a listing and for the records that have changed since
+    the last; what comes there later is not seen. On a disk each is read when it is wanted.
+    """
+
+    def __init__(self, folder: Path | RemotePath) -> None:
+        self._folder = folder
+
+    def __call__(self, tar: Path | RemotePath) -> dict | None:
+        """What `read_header` gives."""
+        if not isinstance(self._folder, RemotePath):
+            return read_header(tar)
+        size, line = self._tars.get(tar.name), self._lines.get(record_path(tar).name)
+        return None if size is None or line is None else _valid(line, self._there[record_path(tar).name].st_size, size)
+
+    def has_record(self, tar: Path | RemotePath) -> bool:
+        """Whether a record stands beside `tar`, sound or not."""
+        path = record_path(tar)
+        return path.name in self._there if isinstance(self._folder, RemotePath) else path.exists()
+
+    @cached_property
+    def _there(self) -> dict[str, RemoteStat]:
+        return {n: s for n, s in self._folder.entries().items() if stat.S_ISREG(s.st_mode)}
+
+    @cached_property
+    def _tars(self) -> dict[str, int]:
+        return {n: s.st_size for n, s in self._there.items() if n.endswith(".tar")}
+
+    @cached_property
+    def _lines(self) -> dict[str, bytes]:
+        """The first lines of the records that stand beside tars."""
+        names = [name for tar in self._tars if (name := record_path(Path(tar)).name) in self._there]
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            lines = threads.map(lambda name: _first_line(self._folder / name, self._there[name]), names)
+            return dict(zip(names, lines, strict=True))
+
+
+def _first_line(record: RemotePath, status: RemoteStat) -> bytes:
+    before, line = _known.get(record, (None, b""))
+    if before == status and status.etag is not None:
+        return line
     try:
-        with _open(tar) as file:
-            header = _valid(file.readline(LONGEST_HEADER), tar)
-            if header is None:
-                return []
-            lines = file.read()
-    except OSError:
-        return []
-    if hashlib.sha256(lines).hexdigest() != header["entries"]["sha256"]:
-        return []
-    return [json.loads(line) for line in lines.splitlines()]
+        for length in (_USUAL_HEADER, LONGEST_HEADER):
+            line = b"".join(record.read_range(0, min(length, status.st_size)).partition(b"\n")[:2])
+            if line.endswith(b"\n") or status.st_size <= length:
+                break
+    except FileNotFoundError:  # removed since it was listed
+        return b""
+    _known[record] = status, line
+    return line
 
 
 def add_counts(headers: Iterable[dict]) -> Counter:

@@ -14,16 +14,17 @@ from tqdm import tqdm
 
 from lipprep.pipeline.accounts import Report, close_accounts
 from lipprep.pipeline.engines import HERE, Engine, open_cluster
-from lipprep.pipeline.inputs import archive_name
+from lipprep.pipeline.inputs import archive_name, looking
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.moved import Moved, drop, drop_aside
 from lipprep.pipeline.plan import STAGES, WHOLE, Chunk, Layout, Slice, stage_parameters, survey, upstream
-from lipprep.pipeline.records import read_entries, read_header, record_path, uncommit
-from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
+from lipprep.pipeline.records import Headers, all_entries, record_path, uncommit
+from lipprep.pipeline.space import disk_folder, disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import say, supervise, supervise_here
 from lipprep.pipeline.wanted import Wanted, write_wanted
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import is_file
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def run_stage(
     """Make every chunk of `stage` that is missing or stale, or every one of a part.
 
     Raises ValueError where the stage before is not done, its output is damaged, a disk is full, worker processes die
-    again and again, a cluster cannot be used, or another run is at work in the same folder.
+    again and again, a cluster cannot be used, or another run is at work in the same folder. RemoteError where a store
+    cannot be reached; what is done is kept.
     """
     check_root(manifest)
     began = time.perf_counter()
@@ -125,8 +127,9 @@ def run_stage(
             left = [c for c in pending if c.tar not in made]
             return needed_bytes(stage, manifest, wanted, mine, left, run.engine.workers)
 
-        if pending and room() > free_bytes(folder):
-            warn_of_space(folder, room())
+        disk = disk_folder(folder)
+        if pending and room() > free_bytes(disk):
+            warn_of_space(disk, room())
         with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
 
             def done(tar: Path, header: dict) -> None:
@@ -137,7 +140,7 @@ def run_stage(
             try:
                 _make(jobs, run.engine, folder, done)
             except OSError as error:
-                if (message := disk_trouble(error, folder, room(), len(pending) - len(made))) is None:
+                if (message := disk_trouble(error, disk, room(), len(pending) - len(made))) is None:
                     raise
                 raise ValueError(message) from error
         moved.close()
@@ -150,7 +153,7 @@ def run_stage(
         return close_accounts(stage, mine, list(made.values()), time.perf_counter() - began)
 
 
-def _make(jobs: Sequence[Job], engine: Engine, folder: Path, done: Callable[[Path, dict], None]) -> None:
+def _make(jobs: Sequence[Job], engine: Engine, folder: Path | RemotePath, done: Callable[[Path, dict], None]) -> None:
     if not jobs:
         return
     if engine.is_cluster:
@@ -212,7 +215,9 @@ def _survey(
 
 def check_root(manifest: Manifest) -> None:
     """Raise ValueError where not one video is where the manifest says: a disk is missing, or the root has moved."""
-    if not any(is_file(manifest.root / clip.video) for clip in manifest.clips):
+    # Mostly the first one is there, and a store need not list all.
+    look = looking(manifest.root)
+    if not is_file(manifest.root / manifest.clips[0].video) and not any(look(c.video) for c in manifest.clips):
         raise ValueError(
             f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
             "mounted? If they have moved, say where with --root"
@@ -225,7 +230,7 @@ def _to_retry(chunk: Chunk, retry: str | None) -> bool:
     return any(kind != "ok" and retry in ("", kind) for kind in chunk.header["counts"])
 
 
-def _drop_orphans(folder: Path, wanted: set[str]) -> None:
+def _drop_orphans(folder: Path | RemotePath, wanted: set[str]) -> None:
     """Remove tars that no chunk of the manifest has any more: they would be read as if they had."""
     for tar in folder.glob("*.tar"):
         if tar.name not in wanted and record_path(tar).exists():
@@ -233,15 +238,16 @@ def _drop_orphans(folder: Path, wanted: set[str]) -> None:
     for record in folder.glob("*.jsonl"):
         if record.with_suffix(".tar").name not in wanted and not record.with_suffix(".tar").exists():
             record.unlink()  # of a tar that was being set aside
-    for unfinished in folder.glob(".*.tmp"):  # of runs that were killed; everything of this one is committed
+    for unfinished in disk_folder(folder).glob(".*.tmp"):  # of runs that were killed; all of this one is committed
         unfinished.unlink(missing_ok=True)
 
 
-def check_out(manifest: Manifest, out: Path) -> None:
+def check_out(manifest: Manifest, out: Path | RemotePath) -> None:
     """Refuse a folder that holds the shards of another data set. Raises ValueError, which names both."""
     from lipprep.stages.shard.index import load_index
 
-    headers = [h for tar in out.glob("*.tar") if (h := read_header(tar)) is not None]
+    read = Headers(out)
+    headers = [h for tar in out.glob("*.tar") if (h := read(tar)) is not None]
     if any(h["stage"] != "shards" for h in headers):
         raise ValueError(f"{out} holds the artefacts of another stage: choose another -o")
     names = {h["dataset"] for h in headers}
@@ -265,14 +271,14 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     with contextlib.suppress(ValueError):
         if dataclasses.replace(load_index(layout.out), offsets={}) == index:
             return  # what is there is told by headers alone; offsets are in the records' lines
-    offsets = {}
-    for shard in index.shards:
-        tar = layout.out / shard.name
-        starts = [e["offset"] for e in read_entries(tar) if e["status"] == "ok"]
+    offsets, read = {}, Headers(layout.out)
+    tars = [layout.out / shard.name for shard in index.shards]
+    for shard, tar, entries in zip(index.shards, tars, all_entries(tars), strict=True):
+        starts = [e["offset"] for e in entries if e["status"] == "ok"]
         if len(starts) != shard.samples:
             uncommit(tar)
             raise ValueError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
-        offsets[shard.name] = [*starts, read_header(tar)["end"]]
+        offsets[shard.name] = [*starts, read(tar)["end"]]
     save_index(layout.out, dataclasses.replace(index, offsets=offsets))
 
 
@@ -281,10 +287,10 @@ def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
     from lipprep.pipeline.wanted import load_mean_face
     from lipprep.stages.shard.index import Index, Shard
 
-    shards, failures = [], {}
+    shards, failures, read = [], {}, Headers(layout.out)
     for split, number in manifest.chunks():
         tar = layout.tar("shards", split, number)
-        header = read_header(tar)
+        header = read(tar)
         assert header is not None, tar
         counts = Counter(header["counts"])
         shards.append(Shard(tar.name, split, counts.pop("ok", 0), header["tar"]["bytes"], header["tar"]["sha256"]))

@@ -12,6 +12,7 @@ from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.failures import ClipFailure
+from lipprep.stages.remote import RemotePath, scratch
 
 _MEMBER = 1024  # bytes of a tar's header and padding, on average
 _RECORD = 800  # bytes of a clip's line in a record
@@ -50,17 +51,28 @@ def mean_frames(manifest: Manifest) -> float:
 def needed_bytes(
     stage: str, manifest: Manifest, wanted: Wanted, chunks: Sequence[Chunk], pending: Sequence[Chunk], workers: int
 ) -> int:
-    """The room, in bytes, that making `pending` takes beyond what is there. `chunks` are all of the stage's."""
+    """The room, in bytes, that making `pending` takes beyond what is there. `chunks` are all of the stage's.
+
+    What goes to a store takes room here while it is made, one tar a worker.
+    """
     there = [c for c in chunks if c.state == "fresh" and c.header["counts"].get("ok")]
     if there:
         clip = sum(c.header["tar"]["bytes"] for c in there) / sum(c.header["counts"]["ok"] for c in there) + _RECORD
     else:
         clip = clip_bytes(stage, mean_frames(manifest), wanted)
     sizes = [clip * len(c.clips) for c in pending]
+    at_once = sum(sorted(sizes)[-workers:])
+    if any(isinstance(c.tar, RemotePath) for c in pending):
+        return round(at_once)
     # A tar that was set aside goes at the end only.
     replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None and c.tar.is_file())
     # An old tar goes when the new one is whole: for a while there are both, one a worker.
-    return round(max(sum(sizes) - replaced, sum(sorted(sizes)[-workers:])))
+    return round(max(sum(sizes) - replaced, at_once))
+
+
+def disk_folder(folder: Path | RemotePath) -> Path:
+    """Where on a disk here is written what goes to `folder`."""
+    return scratch(folder) if isinstance(folder, RemotePath) else folder
 
 
 def free_bytes(folder: Path) -> int:

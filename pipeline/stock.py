@@ -2,6 +2,7 @@
 
 import contextlib
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,13 @@ from lipprep.pipeline.inputs import file_digest
 from lipprep.pipeline.journal import attempts
 from lipprep.pipeline.make import Job, Made, failed
 from lipprep.pipeline.manifest import Clip
-from lipprep.pipeline.records import read_entries, read_header, uncommit
+from lipprep.pipeline.records import all_entries, read_header, read_record, uncommit
+from lipprep.stages.atomic import fetched
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.codec import npy_array
 from lipprep.stages.shard.reader import TarMembers, read_members
+
+_FEW = 16  # clips of a remote tar that are fetched one by one; for more, the tar is
 
 
 @dataclass(frozen=True)
@@ -40,15 +45,17 @@ class Above:
         return failed("upstream", entry["message"], upstream=origin)
 
 
-def open_above(tar: Path | None, extension: str, stage: str, files: contextlib.ExitStack) -> Above | None:
+def open_above(tar: Path | RemotePath | None, extension: str, stage: str, files: contextlib.ExitStack) -> Above | None:
     if tar is None:
         return None
-    header, entries = read_header(tar), {e["key"]: e for e in read_entries(tar)}
-    if header is None or not entries or file_digest(tar) != header["tar"]["sha256"]:
+    header, lines = read_record(tar)
+    entries = {e["key"]: e for e in lines}
+    local = files.enter_context(fetched(tar)) if header is not None and entries else None
+    if local is None or file_digest(local) != header["tar"]["sha256"]:
         if header == read_header(tar):  # not made anew while it was read
             uncommit(tar)
         raise ValueError(f"{tar} was damaged since it was made: run `lipprep {stage}` to make it again")
-    return Above(entries, set(header.get("absent", ())), files.enter_context(TarMembers(tar)), extension, stage)
+    return Above(entries, set(header.get("absent", ())), files.enter_context(TarMembers(local)), extension, stage)
 
 
 def crc32(members: dict[str, bytes]) -> int:
@@ -63,14 +70,25 @@ class Stock:
     """All that was made before and may be copied: (tar, entry) by key, of committed and of unfinished tars."""
 
     def __init__(self, job: Job) -> None:
-        found = [(tar, read_entries(tar)) for tar in (job.tar, *job.old)]
+        tars = [job.tar, *job.old]
+        found = list(zip(tars, all_entries(tars), strict=True))
         found += [(attempt.tar, attempt.entries) for attempt in attempts(job.tar)]
         self._retry = job.retry
-        self._places: dict[str, list[tuple[Path, dict]]] = {clip.key: [] for clip in job.clips}
+        self._places: dict[str, list[tuple[Path | RemotePath, dict]]] = {clip.key: [] for clip in job.clips}
+        self._clips: Counter = Counter()  # of this chunk in each tar
+        self._files = contextlib.ExitStack()
+        self._local: dict[RemotePath, Path] = {}
         for tar, entries in found:
             for entry in entries:
                 if entry["key"] in self._places:
                     self._places[entry["key"]].append((tar, entry))
+                    self._clips[tar] += 1
+
+    def __enter__(self) -> "Stock":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._files.close()
 
     def sources(self, clips: list[Clip]) -> list[dict]:
         """The sources that clips were made from before."""
@@ -88,9 +106,18 @@ class Stock:
                 continue
             names = [f"{key}.{extension}" for extension in entry["members"]]
             try:
-                members = dict(zip(entry["members"], read_members(tar, entry["offset"], names), strict=True))
-            except ValueError:  # cut short, or replaced
+                payloads = read_members(self._at_hand(tar), entry["offset"], names)
+            except (ValueError, FileNotFoundError):  # cut short, replaced, or gone
                 continue
+            members = dict(zip(entry["members"], payloads, strict=True))
             if crc32(members) == entry["crc32"]:
                 return entry, members
         return None
+
+    def _at_hand(self, tar: Path | RemotePath) -> Path | RemotePath:
+        """Where a tar is best read: a remote one that holds many of the clips is fetched, once."""
+        if not isinstance(tar, RemotePath) or self._clips[tar] <= _FEW:
+            return tar
+        if tar not in self._local:
+            self._local[tar] = self._files.enter_context(fetched(tar))
+        return self._local[tar]

@@ -21,7 +21,9 @@ from lipprep.pipeline.journal import Attempt, read_attempt
 from lipprep.pipeline.make import Job
 from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import WorkerDied, pool, run_all
-from lipprep.pipeline.records import read_header
+from lipprep.pipeline.records import Headers
+from lipprep.pipeline.space import disk_folder
+from lipprep.stages.remote import RemotePath
 
 BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
 _PROBES = ".probe"  # folder of what suspects leave when they are tried alone
@@ -58,8 +60,9 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                         attempts[job.tar] = attempt
                     del pending[job.tar]
         except WorkerDied as death:
+            read = Headers(next(iter(pending)).parent)
             for tar in list(pending):  # what was committed without a word
-                header = read_header(tar)
+                header = read(tar)
                 if header is not None and header["attempt"] == attempt:
                     del pending[tar]
                     attempts[tar] = attempt
@@ -77,9 +80,10 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                 deaths.clear()
         if not pending:
             # A worker of an earlier run, whose driver was killed, may have had its last word meanwhile.
-            pending = {job.tar: job for job in jobs if _overwritten(job.tar, attempts)}
+            read = Headers(next(job.tar.parent for job in jobs))
+            pending = {job.tar: job for job in jobs if _overwritten(job.tar, attempts, read)}
     for folder in {job.tar.parent for job in jobs}:
-        shutil.rmtree(folder / _PROBES, ignore_errors=True)
+        shutil.rmtree(probes(folder), ignore_errors=True)
     raise_damaged(damaged)
 
 
@@ -101,9 +105,14 @@ def raise_damaged(damaged: Sequence[ValueError]) -> None:
         raise ValueError(f"{damaged[0]}{more}")
 
 
-def _overwritten(tar: Path, attempts: Mapping[Path, str]) -> bool:
-    header = read_header(tar)
+def _overwritten(tar: Path | RemotePath, attempts: Mapping[Path | RemotePath, str], read: Headers) -> bool:
+    header = read(tar)
     return tar in attempts and (header is None or header["attempt"] != attempts[tar])
+
+
+def probes(folder: Path | RemotePath) -> Path:
+    """Where on a disk here suspects that are tried alone leave what they make of `folder`'s clips."""
+    return disk_folder(folder) / _PROBES
 
 
 def say(message: str) -> None:
@@ -141,14 +150,14 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
             silent.add(tar)  # it died between clips, most likely with another: that may tell
             continue
         say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
-        keys, kind, codes = _guilty(job, found)
+        keys, kind, codes = guilty(job, found)
         if keys:
             pending[tar] = condemn(job, keys, kind, f"alone as well ({codes})")
             condemned = True
         else:
             # What was made of it alone need not be made again.
-            probes = (tar.parent / _PROBES).glob(f"{tar.stem}-*.tar")
-            pending[tar] = dataclasses.replace(job, old=tuple(dict.fromkeys((*job.old, *sorted(probes)))))
+            alone = sorted(probes(tar.parent).glob(f"{tar.stem}-*.tar"))
+            pending[tar] = dataclasses.replace(job, old=tuple(dict.fromkeys((*job.old, *alone))))
     return condemned
 
 
@@ -166,8 +175,8 @@ def condemn(job: Job, keys: Collection[str], kind: str, how: str) -> Job:
     return dataclasses.replace(job, condemned={**job.condemned, **dict.fromkeys(keys, (kind, message))})
 
 
-def _guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
-    """The keys of the clips that kill their process alone, too; the class of failure, and the exit codes.
+def guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
+    """Try clips of a job here: the keys of those that kill their process alone, too; their class, and the exit codes.
 
     Where the journal names the clips, they are tried; else the chunk, and then its halves.
     """
@@ -203,7 +212,7 @@ def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
     """What is left, with the exit codes, where these clips kill a process of their own; None where they do not."""
     for _ in range(BARREN):
         attempt = uuid.uuid4().hex[:12]
-        tar = job.tar.parent / _PROBES / f"{job.tar.stem}-{attempt}.tar"
+        tar = probes(job.tar.parent) / f"{job.tar.stem}-{attempt}.tar"
         alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt)
         try:
             with pool(1) as executor:

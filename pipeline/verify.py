@@ -11,7 +11,8 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from lipprep.pipeline.lock import LOCK, alone_in
 from lipprep.pipeline.manifest import chunk_name
 from lipprep.pipeline.plan import STAGES
 from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk, read_record_header
+from lipprep.stages.remote import REQUESTS, RemotePath, place
 from lipprep.stages.shard.index import SPLITS, Index, Shard, index_text, parse_index, read_offsets
 from lipprep.stages.untrusted import is_file, printable
 
@@ -49,31 +51,54 @@ class Verified:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What lies in a folder, by name; `headers` are those of the sound records. Foreign tars are left alone."""
+    """What lies in a folder, by name; `headers` are those of the sound records. Foreign tars are left alone.
 
-    path: Path
+    `listed` has the sizes in bytes of what is in a store, all told at once.
+    """
+
+    path: Path | RemotePath
     stage: str
     tars: list[str]
     records: list[str]  # the tars that they are of
     headers: list[dict]
     leftovers: list[str]
+    listed: Mapping[str, int] | None
+
+    def size(self, name: str) -> int | None:
+        """The size in bytes of what is there, None where nothing is; 0 where that cannot be told."""
+        if self.listed is not None:
+            return self.listed.get(name)
+        try:
+            return (self.path / name).lstat().st_size
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0
 
 
-def _list(path: Path) -> _Folder:
-    if not path.is_dir():
+def _list(path: Path | RemotePath) -> _Folder:
+    listed = {n: s.st_size for n, s in path.entries().items()} if isinstance(path, RemotePath) else None
+    if not (listed or path.is_dir()):
         raise ValueError(f"there is no folder {printable(path)}: name the one that holds the shards")
-    names = sorted(entry.name for entry in path.iterdir())
+    names = sorted(entry.name for entry in path.iterdir()) if listed is None else list(listed)
     hidden = [n for n in names if n.startswith(".")]
     records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and _CHUNK.fullmatch(n[:-6])]
     tars = [n for n in names if n.endswith(".tar") and n not in hidden]
     leftovers = [n for n in hidden if n.endswith(".tmp")]
     if "index.json" not in names and not records and not any(_CHUNK.fullmatch(n[:-4]) for n in tars):
         tars = []
-    headers = [header for n in records if (header := read_record_header(path / n))]
-    return _Folder(path, _stage(path, names, headers), tars, records, headers, leftovers)
+    headers = [header for header in _headers(path, records) if header]
+    return _Folder(path, _stage(path, names, headers), tars, records, headers, leftovers, listed)
 
 
-def _stage(path: Path, names: list[str], headers: list[dict]) -> str:
+def _headers(path: Path | RemotePath, tars: list[str]) -> list[dict | None]:
+    if not isinstance(path, RemotePath):
+        return [read_record_header(path / name) for name in tars]
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return list(threads.map(lambda name: read_record_header(path / name), tars))
+
+
+def _stage(path: Path | RemotePath, names: list[str], headers: list[dict]) -> str:
     """The stage whose artefacts these are: its index, its first sound record, or the folder's name tells."""
     if "index.json" not in names:
         if told := [h["stage"] for h in headers if h["stage"] in STAGES]:
@@ -92,10 +117,10 @@ def _again(folder: _Folder, dataset: str | None) -> str:
             return printable(f"run `lipprep shards -m {_manifest(dataset)}{out}` again")
         out = "" if path == Path("shards") else out
         return printable(f"run `lipprep shards{out}` again (with the manifest and -w that it was made with)")
-    place = path if len(path.parts) > 2 else path.absolute()
-    if place.name == folder.stage and dataset in (None, place.parent.name):
-        work = shlex.quote(str(place.parent.parent))
-        return printable(f"run `lipprep {folder.stage} -m {_manifest(place.parent.name)} -w {work}` again")
+    there = path.absolute() if isinstance(path, RemotePath) or len(path.parts) <= 2 else path
+    if there.name == folder.stage and dataset in (None, there.parent.name):
+        work = shlex.quote(str(there.parent.parent))
+        return printable(f"run `lipprep {folder.stage} -m {_manifest(there.parent.name)} -w {work}` again")
     return f"run `lipprep {folder.stage}` again (with the manifest and -w that it was made with)"
 
 
@@ -103,14 +128,17 @@ def _manifest(dataset: str) -> str:
     return shlex.quote(f"manifests/{dataset}.jsonl")
 
 
-def verify(path: Path, *, deep: bool = False, workers: int = 1) -> Verified:
+def verify(path: Path | RemotePath, *, deep: bool = False, workers: int = 1) -> Verified:
     """Read every tar, record and index in the folder `path` once, on `workers`, and list what does not agree.
 
-    Raises ValueError where there is no such folder, a run is at work in it, or a process of the deep look was killed.
+    Of a store, the tars that are being read are copied to the local disk, one a worker. Raises ValueError where there
+    is no such folder, a run is at work in it, or a process of the deep look was killed; RemoteError where a store
+    cannot be reached.
     """
-    path = Path(path)
+    path = place(path)
     # Without a lock nothing was ever made there; it may be read-only, and none is left behind.
-    with alone_in(path, shared=True) if is_file(path / LOCK) else contextlib.nullcontext():
+    locked = isinstance(path, RemotePath) or is_file(path / LOCK)
+    with alone_in(path, shared=True) if locked else contextlib.nullcontext():
         return _verify(_list(path), deep, workers)
 
 
@@ -184,7 +212,7 @@ def _check_loaded(folder: _Folder, loaded: _Loaded, findings: Findings) -> Index
     path, again = folder.path / "index.json", f": run `lipprep shards -o {printable(folder.path)}` again"
     if isinstance(loaded, ValueError):
         wrong = None if folder.tars or folder.records else _WRONG_FOLDER
-        if _size(path) is not None:
+        if folder.size(path.name) is not None:
             cause = printable(loaded).removesuffix(again)
             findings.add("bad_index", path.name, cause, remove=[path.name], remedy=wrong)
         elif wrong:
@@ -209,22 +237,12 @@ def _packed(text: str) -> str:
     return re.sub(r'("(?:[^"\\]|\\.)*")|\s+', lambda match: match[1] or "", text)
 
 
-def _size(path: Path) -> int | None:
-    """The size in bytes of what is there, None where nothing is; 0 where that cannot be told."""
-    try:
-        return path.lstat().st_size
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return 0
-
-
 def _read_chunks(
     folder: _Folder, shards: dict[str, Shard], again: str, index: Index | None, deep: bool, workers: int
 ) -> dict[str, Chunk]:
     """Every tar that is there, or should be, with its record: read by threads, or decoded by processes."""
     names = sorted({*folder.tars, *folder.records, *shards})
-    sizes = {n: _size(folder.path / n) or 0 for n in names}
+    sizes = {n: folder.size(n) or 0 for n in names}
     # Absolute: worker processes stay in the folder that they were started in.
     tasks = [(folder.path.absolute() / n, again, shards[n].bytes if n in shards else 0) for n in names]
     workers = max(1, min(workers, len(names)))
@@ -268,13 +286,13 @@ def _check_tar(folder: _Folder, chunk: Chunk, shards: dict[str, Shard], indexed:
     """Whether a tar is there, belongs there, and is the one that its record and the index were written for."""
     name, shard = chunk.name, shards.get(chunk.name)
     if chunk.bytes is None:
-        if _size(folder.path / name) is None:
+        if folder.size(name) is None:
             stray = [chunk.record] if shard is None else []
             findings.add("missing_tar", name, "the tar is missing", remove=stray)
         return
     if indexed and shard is None:
         committed = "it has a record" if chunk.header else "it has no sound record either"
-        there = [n for n in (name, chunk.record) if _size(folder.path / n) is not None]
+        there = [n for n in (name, chunk.record) if folder.size(n) is not None]
         findings.add("unknown_tar", name, f"the index does not know the tar ({committed})", remove=there)
     tar, record = (chunk.bytes, chunk.sha256), None
     if chunk.header is not None:
@@ -301,7 +319,7 @@ def _check_records(
     folder: _Folder, chunks: dict[str, Chunk], shards: dict[str, Shard], findings: Findings
 ) -> list[str]:
     """List tars without a record; note them where all are, and are as the index says: copies that a trainer reads."""
-    bare = [c for c in chunks.values() if c.bytes is not None and _size(folder.path / c.record) is None]
+    bare = [c for c in chunks.values() if c.bytes is not None and folder.size(c.record) is None]
     copied = [s for c in bare if (s := shards.get(c.name)) and (c.bytes, c.sha256) == (s.bytes, s.sha256)]
     only_copied = not folder.records and bool(copied)
     for chunk in bare:

@@ -12,6 +12,8 @@ import numpy as np
 
 from lipprep.pipeline.records import LONGEST_HEADER, RECORD_VERSION, record_path, root_class, unseal
 from lipprep.pipeline.verify_tar import Found, Members, TarReader, Walked, open_plain, walk
+from lipprep.stages.atomic import fetched
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 
 _LONGEST_MESSAGE = 1000  # characters: what is quoted in one may be of any length
@@ -98,14 +100,14 @@ class Chunk:
         return record_path(Path(self.name)).name
 
 
-def read_record(tar: Path, findings: Findings) -> tuple[dict | None, list[Entry]]:
+def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[dict | None, list[Entry]]:
     """The header and the clips of the record of `tar`; None and none where it is not usable.
 
     With a finding, unless there is none.
     """
     path = record_path(tar)
     try:
-        with open_plain(path) as file:
+        with fetched(path) as local, open_plain(local) as file:
             header = _header(file.readline(LONGEST_HEADER))
             lines = hashlib.sha256()
             entries = [_entry(line) for line in _lines(file, lines)]
@@ -115,6 +117,8 @@ def read_record(tar: Path, findings: Findings) -> tuple[dict | None, list[Entry]
     except FileNotFoundError:
         pass  # whether it should be there, the folder tells
     except OSError as error:
+        if isinstance(tar, RemotePath):  # the disk here did not take the copy
+            raise
         message = f"the record cannot be read: {error.strerror or error}"
         findings.add("unreadable", path.name, message, remove=[path.name])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -122,7 +126,7 @@ def read_record(tar: Path, findings: Findings) -> tuple[dict | None, list[Entry]
     return None, []
 
 
-def read_record_header(tar: Path) -> dict | None:
+def read_record_header(tar: Path | RemotePath) -> dict | None:
     """The header of the record of `tar`; None where it is not usable."""
     try:
         with open_plain(record_path(tar)) as file:
@@ -177,7 +181,7 @@ def _entry(line: bytes) -> Entry:
 
 
 def read_chunk(
-    tar: Path, again: str, expected: int = 0, *, keep: Collection[str] = (), visit: Visit | None = None
+    tar: Path | RemotePath, again: str, expected: int = 0, *, keep: Collection[str] = (), visit: Visit | None = None
 ) -> Chunk:
     """Read a tar and its record and list where they do not agree, clip by clip.
 
@@ -195,7 +199,7 @@ def read_chunk(
         return chunk
 
 
-def _read_chunk(tar: Path, again: str, expected: int, keep: Collection[str], visit: Visit | None) -> Chunk:
+def _read_chunk(tar: Path | RemotePath, again: str, expected: int, keep: Collection[str], visit: Visit | None) -> Chunk:
     chunk = Chunk(tar.name, Findings(again))
     chunk.header, entries = read_record(tar, chunk.findings)
     wanted = {e.key: e for e in entries if e.failure is None}
@@ -205,7 +209,7 @@ def _read_chunk(tar: Path, again: str, expected: int, keep: Collection[str], vis
         _check_counts(chunk)
         chunk.offsets = np.array([*(e.offset for e in wanted.values()), chunk.header["end"]], np.int64)
     try:
-        with open_plain(tar) as file:
+        with fetched(tar) as local, open_plain(local) as file:
             reader = TarReader(file, max(expected, chunk.header["tar"]["bytes"] if chunk.header else 0))
             places = [e.offset for e in wanted.values()]
             known = visit and (lambda key, members: visit(key, members, wanted.get(key)))
@@ -215,6 +219,8 @@ def _read_chunk(tar: Path, again: str, expected: int, keep: Collection[str], vis
     except FileNotFoundError:
         return chunk  # whether it should be there, the folder tells
     except OSError as error:
+        if isinstance(tar, RemotePath):  # the disk here did not take the copy
+            raise
         message = f"the tar cannot be read: {error.strerror or error}"
         chunk.findings.add("unreadable", tar.name, message, remove=[tar.name])
         return chunk

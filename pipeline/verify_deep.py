@@ -20,6 +20,7 @@ import numpy as np
 
 from lipprep.pipeline.verify_chunk import Chunk, Entry, Findings, Members, read_chunk
 from lipprep.pipeline.verify_tar import MOST_KEPT
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.codec import decode_mouth, npy_array
 
 BLACK = 4  # 99 % of a black clip's pixels are no brighter
@@ -43,7 +44,7 @@ class Look:
     `again` and `size` are those of `read_chunk`. `labels` is None without an index to tell, `split` "".
     """
 
-    tar: Path
+    tar: Path | RemotePath
     again: str
     size: int
     stage: str

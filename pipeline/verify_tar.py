@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from lipprep.stages.remote import RemotePath
+
 _PIECE = 1 << 20  # bytes read at once
 _LONGEST_NAME = 1 << 16  # bytes: paths are of 4096 at most, three times that when percent-encoded
 MOST_KEPT = 1 << 28  # bytes of a clip that are taken into memory to decode: 20 minutes of crops
@@ -50,7 +52,7 @@ class Walked:
     end: int = 0
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path | RemotePath) -> BinaryIO:
     """Open a plain file to read; OSError for anything else: to open a FIFO would wait for its writer."""
     if path.is_symlink() and not path.exists():
         raise OSError("it is a link to nothing")

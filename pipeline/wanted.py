@@ -1,6 +1,5 @@
 """What is wanted of every stage, kept in work/NAME/plan.yaml so that no command need be told twice."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lipprep.stages.atomic import write_text
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import check_file, check_yaml, printable, read_text
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Wanted:
     quality: int = 95
 
 
-def read_wanted(path: Path) -> Wanted:
+def read_wanted(path: Path | RemotePath) -> Wanted:
     """What plan.yaml says, or the defaults. Raises ValueError for a file that is not of this form."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    if not os.path.lexists(path):
+    if not path.exists() and not path.is_symlink():
         return Wanted()
     try:
         text = read_text(path, "plan", limit=_MAX_PLAN)
@@ -65,7 +65,7 @@ def read_wanted(path: Path) -> Wanted:
     return Wanted(**{**fields, "box": tuple(fields["box"])})
 
 
-def write_wanted(path: Path, wanted: Wanted) -> None:
+def write_wanted(path: Path | RemotePath, wanted: Wanted) -> None:
     """Keep what is wanted, so that the next command need not be told again."""
     from omegaconf import OmegaConf
 

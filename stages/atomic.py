@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _REMEDY = {
     errno.EIO: "see to the disk",
 }
 _FETCH = 1 << 24  # bytes a request
+_COPY = "copy-"
 
 
 def disk_remedy(error: OSError) -> str | None:
@@ -129,14 +131,25 @@ def write_text(path: Path | RemotePath, text: str) -> None:
 def fetched(path: Path | RemotePath) -> Iterator[Path]:
     """A local file with the content of `path`, for those who read all of it: itself where it is local, else a copy.
 
-    Raises FileNotFoundError where there is none. The copy goes at the end.
+    Raises FileNotFoundError where there is none. The copy goes at the end, that of a process that was killed with the
+    next one.
     """
     if not isinstance(path, RemotePath):
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=scratch(path.parent)) as folder:
+    where = scratch(path.parent)
+    _drop_copies_of_the_dead(where)
+    with tempfile.TemporaryDirectory(prefix=f"{_COPY}{os.getpid()}-", dir=where) as folder:
         local, size = Path(folder) / path.name, path.stat().st_size
         with io.BufferedWriter(Output(local)) as file:
             for start in range(0, size, _FETCH):
                 file.write(path.read_range(start, min(start + _FETCH, size)))
         yield local
+
+
+def _drop_copies_of_the_dead(folder: Path) -> None:
+    import psutil
+
+    for copy in folder.glob(f"{_COPY}*-*"):
+        if not psutil.pid_exists(int(copy.name.split("-")[1])):
+            shutil.rmtree(copy, ignore_errors=True)

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,9 +24,10 @@ from lipprep.stages.store import STORES, RemoteError, ask, check_installed, file
 from lipprep.stages.untrusted import printable
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(.*)", re.DOTALL)
-_REQUESTS = 16  # at once
+REQUESTS = 16  # at once
 _BUFFER = 1 << 16  # bytes: what a seek throws away
 _SUBFOLDERS = 1000
+WHOLE = 64 << 20  # bytes: a video of up to this size is fetched with one request and held
 _LISTING = 600.0  # seconds, for up to a thousand names each of which a request gives
 
 
@@ -105,8 +106,9 @@ class RemotePath:
     def __reduce__(self):
         return RemotePath, (self._root, self._path)
 
-    def __truediv__(self, name: str | PurePosixPath) -> "RemotePath":
-        return RemotePath(self._root, self._path / name)
+    def __truediv__(self, name: "str | PurePosixPath | RemotePath") -> "RemotePath":
+        """What is called `name` in this folder; as with pathlib, a path that begins elsewhere takes its place."""
+        return name if isinstance(name, RemotePath) else RemotePath(self._root, self._path / name)
 
     @property
     def name(self) -> str:
@@ -155,6 +157,9 @@ class RemotePath:
     def exists(self) -> bool:
         return self._mode() != 0
 
+    def is_symlink(self) -> bool:
+        return False
+
     def is_file(self) -> bool:
         return stat.S_ISREG(self._mode())
 
@@ -186,7 +191,7 @@ class RemotePath:
             return self._find()
         below = {name: found for name, found in entries.items() if stat.S_ISREG(found.st_mode)}
         # Folder by folder: what the store says of each file takes a kilobyte until it is cut down.
-        with ThreadPoolExecutor(_REQUESTS) as threads:
+        with ThreadPoolExecutor(REQUESTS) as threads:
             for name, found in zip(folders, threads.map(lambda n: (self / n)._find(), folders), strict=True):
                 below.update((f"{name}/{rest}", status) for rest, status in found.items())
         return below
@@ -197,7 +202,7 @@ class RemotePath:
             entries = self.entries()
             return {n: entries[n].st_size for n in names if n in entries and stat.S_ISREG(entries[n].st_mode)}
         names = list(names)  # web servers list nothing that could be relied on
-        with ThreadPoolExecutor(_REQUESTS) as threads:
+        with ThreadPoolExecutor(REQUESTS) as threads:
             found = threads.map(lambda name: (self / name)._size(), names)
             return {name: size for name, size in zip(names, found, strict=True) if size is not None}
 
@@ -272,6 +277,43 @@ class RemotePath:
         }
 
 
+class HeldPath(RemotePath):
+    """A file that is asked for once: what the store says of it is kept and, up to WHOLE bytes, its content.
+
+    Each request is made within `waiting()`.
+    """
+
+    def __init__(self, path: RemotePath) -> None:
+        super().__init__(path._root, path._path)
+        self.waiting: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        self._status: RemoteStat | None = None
+        self._content: bytes | None = None
+
+    @property
+    def held(self) -> int:
+        """The bytes that are in memory."""
+        return len(self._content or b"")
+
+    def fetch(self) -> None:
+        """Have the content in memory, if it is not larger than WHOLE. Raises FileNotFoundError where there is none."""
+        if self._content is None and self.stat().st_size <= WHOLE:
+            with self.waiting():
+                self._content = super().read_range(0, self.stat().st_size)
+
+    def stat(self) -> RemoteStat:
+        if self._status is None:
+            with self.waiting():
+                self._status = super().stat()
+        return self._status
+
+    def read_range(self, start: int, end: int) -> bytes:
+        self.fetch()
+        if self._content is not None:
+            return self._content[start:end]
+        with self.waiting():
+            return super().read_range(start, end)
+
+
 def _status(info: dict) -> RemoteStat:
     kind = stat.S_IFDIR if info["type"] == "directory" else stat.S_IFREG
     tags = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated")
@@ -299,10 +341,17 @@ class _RemoteFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        data = self._path.read_range(self._at, min(self._at + len(buffer), self._size))
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
-        self._at += len(data)
         return len(data)
+
+    def readall(self) -> bytes:  # with one request; without this there would be one for every 8 KiB
+        return self._read(self._size)
+
+    def _read(self, count: int) -> bytes:
+        data = self._path.read_range(self._at, min(self._at + count, self._size))
+        self._at += len(data)
+        return data
 
 
 def signature(status: os.stat_result | RemoteStat) -> dict:

@@ -18,7 +18,7 @@ import numpy as np
 
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr, gray_from_luma
-from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.remote import WHOLE, RemotePath, place
 from lipprep.stages.untrusted import printable
 
 # Demuxers for the files that people call videos, and sound files, to be told as such. Playlists (concat, hls,
@@ -37,8 +37,8 @@ SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K of cinema. A header of a few bytes can claim any size
 MAX_FRAMES = 100_000  # of a video read whole: over an hour at 25 fps
-_WHOLE = 64 << 20  # bytes: a remote file up to this size is fetched with one request
-_AHEAD = 8 << 20  # and of a larger one this much with each
+_AHEAD = 8 << 20  # bytes a request, of a remote file that is too large to be fetched whole
+_HEADER = 1 << 20  # the same of one whose header alone is read
 _MAX_HELD = 60.0  # seconds that one frame may be shown. It can claim to last for years
 _BOUNDED = {"max_pixels": str(MAX_PIXELS)}
 # Decoders run while a file is opened, too. Before PyAV 18, options for them crash on mpg and flv.
@@ -59,7 +59,10 @@ class VideoInfo:
     duration: float
 
 
-def _open(path: Path | RemotePath) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+def _open(
+    path: Path | RemotePath, *, header: bool = False
+) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
+    """A video that is open, and its stream of pictures; `header`: no more than its first frame will be read."""
     path, name = place(path), printable(path)
     try:
         size = _size(path)
@@ -72,7 +75,8 @@ def _open(path: Path | RemotePath) -> tuple[av.container.InputContainer, av.vide
         options = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
         if isinstance(path, RemotePath):
             options["protocol_whitelist"] = "none"  # FFmpeg is handed the bytes
-            source = io.BytesIO(path.read_range(0, size)) if size <= _WHOLE else path.open("rb", buffering=_AHEAD)
+            whole, ahead = (_HEADER, _HEADER) if header else (WHOLE, _AHEAD)
+            source = io.BytesIO(path.read_range(0, size)) if size <= whole else path.open("rb", buffering=ahead)
         else:
             source = str(path.resolve())
         container = av.open(source, options=_PROBING, container_options=options)
@@ -129,7 +133,7 @@ def probe(path: Path | RemotePath) -> VideoInfo:
 
     Of a remote one, RemoteError where its store does not answer, which says nothing of the video.
     """
-    container, stream = _open(path)
+    container, stream = _open(path, header=True)
     with container:
         turns = 0
         with contextlib.suppress(av.FFmpegError):  # PyAV tells the display matrix of frames alone

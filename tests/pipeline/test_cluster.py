@@ -95,7 +95,7 @@ def dask_cluster(tmp_path):
     work = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"]
     started.append(psutil.Popen([*work, "--nworkers", "2", "--no-dashboard"], stdout=log, stderr=log, env=environment))
     try:
-        until(file.exists)
+        until(lambda: file.exists() and file.read_text().endswith("}"))
         from distributed import Client
 
         address = json.loads(file.read_text())["address"]

@@ -97,10 +97,10 @@ def test_without_a_journal_a_clip_is_found_by_halves(tmp_path, monkeypatch):
             return (silent, "SIGKILL(-9)") if clips[guilty] in part else None
 
         monkeypatch.setattr(supervise, "_try_alone", die)
-        assert supervise._guilty(job, silent) == ([f"k{guilty}"], "crashed", "SIGKILL(-9)")
+        assert supervise.guilty(job, silent) == ([f"k{guilty}"], "crashed", "SIGKILL(-9)")
         assert len(tries) <= 9 + 2
     monkeypatch.setattr(supervise, "_try_alone", lambda *_: None)
-    assert supervise._guilty(job, silent) == ((), "", "")
+    assert supervise.guilty(job, silent) == ((), "", "")
 
 
 @POSIX

@@ -3,6 +3,7 @@ import functools
 import http.server
 import io
 import multiprocessing
+import os
 import pickle
 import re
 import socket
@@ -18,7 +19,7 @@ import pytest
 from lipprep.stages import store
 from lipprep.stages.atomic import fetched, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.remote import RemotePath, place, scratch, signature
+from lipprep.stages.remote import HeldPath, RemotePath, place, scratch, signature
 from lipprep.stages.shard.reader import TarMembers, read_members
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.stages.store import RemoteError
@@ -173,6 +174,42 @@ def test_files_are_read_in_any_order(bucket):
         (bucket / "none").read_bytes()
 
 
+def test_a_held_file_is_asked_for_once(bucket, monkeypatch):
+    path = bucket / "a"
+    write_text(path, "0123456789")
+    for whole, requests in ((10, 2), (9, 3)):  # status and content; or status and two parts
+        monkeypatch.setattr("lipprep.stages.remote.WHOLE", whole)
+        waits = []
+
+        @contextlib.contextmanager
+        def waiting(waits=waits):
+            waits.append(True)
+            yield
+
+        held = HeldPath(path)
+        held.waiting = waiting
+        held.fetch()
+        assert held.held == (10 if whole == 10 else 0)
+        assert held == path and str(held) == str(path) and held.stat().st_size == 10
+        assert held.read_range(2, 4) == b"23" and held.read_range(8, 12) == b"89"
+        assert len(waits) == requests
+        assert type(pickle.loads(pickle.dumps(held))) is RemotePath
+    with pytest.raises(FileNotFoundError):
+        HeldPath(bucket / "none").fetch()
+
+
+def test_copies_of_killed_processes_go(bucket):
+    write_text(bucket / "w" / "a", "xyz")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    for pid in (child.pid, os.getpid()):
+        (scratch(bucket / "w") / f"copy-{pid}-x").mkdir()
+        (scratch(bucket / "w") / f"copy-{pid}-x" / "a").write_text("x")
+    with fetched(bucket / "w" / "a") as local:
+        assert local.read_text() == "xyz"
+    assert left(bucket / "w" / "a") == [f"copy-{os.getpid()}-x"]
+
+
 def test_a_tar_comes_back(bucket, tmp_path):
     members = {f"clip{i}.npy": np.random.default_rng(i).bytes(3000 * i) for i in range(5)}
     paths = [bucket / "w" / "a.tar", tmp_path / "a.tar"]
@@ -227,7 +264,7 @@ def test_videos_are_read_as_local_ones(bucket, make_video, face_frames, tmp_path
     frames = [frame[:] for frame in read_frames(local)]
     assert probe(path) == probe(local)
     assert np.array_equal([frame[:] for frame in read_frames(path)], frames)
-    monkeypatch.setattr("lipprep.stages.video._WHOLE", 1000)
+    monkeypatch.setattr("lipprep.stages.video.WHOLE", 1000)
     monkeypatch.setattr("lipprep.stages.video._AHEAD", 5000)
     assert np.array_equal([frame[:] for frame in read_frames(path, first=3, last=9)], frames[3:9])
 
@@ -260,7 +297,7 @@ def test_videos_that_are_none_fail_as_local_ones(bucket, make_video, face_frames
 
 def test_a_network_at_fault_is_not_the_videos(bucket, wire, make_video, face_frames, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_PAUSES", (0.01,))
-    monkeypatch.setattr("lipprep.stages.video._WHOLE", 1000)
+    monkeypatch.setattr("lipprep.stages.video.WHOLE", 1000)
     monkeypatch.setattr("lipprep.stages.video._AHEAD", 5000)
     line = wire()
     (bucket / "a.mp4").upload(make_video(tmp_path / "a.mp4", face_frames))
