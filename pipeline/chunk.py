@@ -71,6 +71,7 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
                 computed += new
         journal.rest()
         leave_if_orphaned()
+        stop_if_unwanted()
         end = tar.offset
         with spent("write"):
             tar.close()

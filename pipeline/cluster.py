@@ -2,8 +2,8 @@
 
 A scheduler hands a chunk whose worker died to another one, and knows nothing of clips. Each attempt leaves its
 journal, so the next one knows what the others died of: it copies what they had done, works on one video at a time,
-and condemns a video that two of them died at. Of a chunk that goes to a store journals stay where the workers are; its
-clips are tried by the driver, which knows no more than that it is among them.
+and condemns a video that several of them died at. Of a chunk that goes to a store journals stay where the workers are;
+its clips are tried by the driver, which knows no more than that it is among them.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from lipprep.pipeline.pool import run_all
 from lipprep.pipeline.supervise import BARREN, condemn, guilty, probes, raise_damaged, say
 from lipprep.stages.remote import RemotePath
 
-_DEATHS = 2  # at one video, which are its fault: a worker that is stopped from outside dies at another one next time
+_DEATHS = 3  # at one video, which are its fault. Two workers may well be stopped from outside at it, one after another
+_TOLD = 2  # the same, where the process has said that it faults or hangs
 
 
 def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable[[Path, dict], None]) -> None:
@@ -80,15 +81,16 @@ def _wiser(job: Job, killed: Sequence[Attempt]) -> Job:
         return job
     videos = [clips for _, clips in groups(job.clips, job.fps)]
     where = {clip.key: n for n, clips in enumerate(videos) for clip in clips}
-    deaths, hung = Counter(), set()
+    deaths, told, hung = Counter(), Counter(), set()
     for left in killed:
         at = {where[key] for key in left.working or () if key in where}
         if len(at) == 1:  # of several that were worked on together, none can be blamed
             deaths.update(at)
+            told.update(at if left.last_words else ())
             hung |= at if left.timed_out else set()
     job = dataclasses.replace(job, together=False)
     for n, count in deaths.items():
-        if count >= _DEATHS:
+        if count >= _DEATHS or told[n] >= _TOLD:
             kind = "timeout" if n in hung else "crashed"
             job = condemn(job, [clip.key for clip in videos[n]], kind, f"{count} workers died")
     return job

@@ -5,6 +5,7 @@ asked of each kind of cluster, and which of its errors mean what, is told here a
 """
 
 import contextlib
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +15,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
 
+from tqdm import tqdm
+
 import lipprep
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 
 ENGINES = ("loky", "dask", "ray", "serial")
-_PATIENCE = 8  # seconds until an address that does not answer is given up
+_PATIENCE = 6  # seconds until an address that does not answer is given up
+_ANSWER = 60  # seconds that workers may take to say what they have: they may be about to start a long task
 RERUNS = 3  # how often a task is handed to another worker when its own dies: what Dask does unless it is told otherwise
 _RAY_HEAD = "the head of a Ray cluster (HOST:6379, or auto on one of its machines)"
 _SOME = 16  # tasks to have waiting on a cluster that has no workers yet
@@ -112,10 +116,6 @@ def _to_see(folder: Path | RemotePath) -> str | None:
     return None if isinstance(folder, RemotePath) else str(folder)
 
 
-# So that it is sent as it is: a worker that lacks lipprep could not import it.
-_probe.__module__ = "__main__"
-
-
 def _check(answers: Mapping[str, dict], folder: Path | RemotePath) -> None:
     """Raise ValueError, naming one, where workers cannot work."""
     for told, what, remedy in (
@@ -140,58 +140,88 @@ def _check(answers: Mapping[str, dict], folder: Path | RemotePath) -> None:
 # ----------------------------------------------------------------------------------------------------------- Dask
 
 
-def _settle(future: Future, call: Callable[[Any], Any], argument: Any) -> None:
-    try:
-        future.set_result(call(argument))
-    except Exception as error:
-        future.set_exception(error)
+def _within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
+    """The result of a call, which goes on in a thread of its own where it takes longer; TimeoutError then."""
+    outcome: Future = Future()
+
+    def settle() -> None:
+        try:
+            outcome.set_result(call(*arguments))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=settle, daemon=True).start()
+    return outcome.result(seconds)
 
 
 class _Dask:
-    def __init__(self, client: Any, address: str) -> None:
+    def __init__(self, client: Any, address: str, folder: str | None) -> None:
         from distributed import CancelledError as Forgotten
         from distributed import KilledWorker
         from distributed.comm.core import CommClosedError
 
-        self._client, self._address = client, address
+        self._client, self._address, self._folder = client, address, folder
         self._executor = client.get_executor(pure=False)
         self._lost = KilledWorker
         self._gone = (CancelledError, Forgotten, CommClosedError)
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Future:
-        return self._executor.submit(_on_dask, function, task)
+        payload = pickle.dumps((function, task))
+        return self._executor.submit(_on_dask, lipprep.__version__, self._folder, payload)
 
     def result(self, future: Future) -> Any:
         try:
-            return future.result()
+            result, why = future.result()
         except self._lost as error:
             raise WorkerLost(printable(error)) from error
         except self._gone as error:
             raise ClusterError(_gone(self._address)) from error
-        except ImportError as error:
-            raise ClusterError(
-                f"a worker of {self._address} cannot import lipprep ({error}): install it there"
-            ) from error
+        if why:
+            raise ClusterError(f"{why}. What is done is kept: mend that, and run the same command again")
+        return result
 
     def ahead(self) -> int:
         return 2 * sum(self._client.nthreads().values()) or _SOME
 
 
-def _on_dask(function: Callable[[Any], Any], task: Any) -> Any:
-    """Run by a Dask worker. A task that is cancelled while it runs is told so by `still_wanted`."""
+def _on_dask(version: str, folder: str | None, payload: bytes) -> tuple[Any, str]:
+    """Run by a Dask worker, which may have come after the others were looked at: a result, or why it cannot work.
+
+    A task that is cancelled while it runs is told so by `stop_if_unwanted`.
+    """
+    import pathlib
+    import pickle
+
     from distributed import get_worker
 
-    from lipprep.pipeline.pool import wanted_while
-
     worker = get_worker()
+    try:
+        import lipprep
+        from lipprep.pipeline.pool import wanted_while
+    except ImportError as error:
+        return None, f"the worker {worker.address} cannot import lipprep {version} ({error})"
+    if lipprep.__version__ != version:
+        return None, f"the worker {worker.address} has lipprep {lipprep.__version__}, and this is {version}"
+    if worker.state.nthreads > 1:
+        return (
+            None,
+            f"the worker {worker.address} has {worker.state.nthreads} threads, and must have one (--nthreads 1)",
+        )
+    if folder is not None and not pathlib.Path(folder).is_dir():
+        return None, f"the worker {worker.address} does not see {folder}"
     key = worker.get_current_task()
 
     def wanted() -> bool:
         state = worker.state.tasks.get(key)
         return state is not None and state.state == "executing"
 
+    function, task = pickle.loads(payload)
     with wanted_while(wanted):
-        return function(task)
+        return function(task), ""
+
+
+# So that they are sent as they are: a worker that lacks lipprep could not import them.
+_probe.__module__ = _on_dask.__module__ = "__main__"
 
 
 @contextlib.contextmanager
@@ -207,12 +237,9 @@ def _dask(engine: Engine, folder: Path | RemotePath) -> Iterator[_Dask]:
             made = LocalCluster(n_workers=engine.workers, threads_per_worker=1, processes=True, dashboard_address=None)
             client = stack.enter_context(Client(stack.enter_context(made)))
         else:
-            try:
-                # In a thread: on a server that takes the connection and says nothing it would wait for ever.
-                connecting = Future()
-                Thread(target=_settle, args=(connecting, Client, engine.address), daemon=True).start()
-                client = stack.enter_context(connecting.result(_PATIENCE))
-            except (OSError, ValueError, TimeoutError) as error:
+            try:  # a server of another kind may say nothing, or anything
+                client = stack.enter_context(_within(_PATIENCE, Client, engine.address))
+            except Exception as error:
                 raise _silent(engine.address, "a Dask scheduler (tcp://HOST:8786)", error) from error
         threads = client.nthreads()
         if several := [worker for worker, count in threads.items() if count > 1]:
@@ -221,8 +248,14 @@ def _dask(engine: Engine, folder: Path | RemotePath) -> Iterator[_Dask]:
                 "start workers with one thread each (dask worker --nworkers auto --nthreads 1; with dask-jobqueue, "
                 "processes as many as cores)"
             )
-        _check(client.run(_probe, _to_see(folder)), folder)
-        cluster = _Dask(client, engine.address or "this machine")
+        if not threads:
+            tqdm.write(f"no worker has come to {engine.address} yet: waiting for the first", file=sys.stderr)
+        try:
+            answers = _within(_ANSWER, client.run, _probe, _to_see(folder))
+        except TimeoutError as error:
+            raise ValueError(f"workers of {engine.address} do not answer: are they stopped, or hung?") from error
+        _check(answers, folder)
+        cluster = _Dask(client, engine.address or "this machine", _to_see(folder))
         try:
             yield cluster
         finally:

@@ -126,7 +126,9 @@ def source_stat(root: Path | RemotePath, video: str, archive: str | None, look: 
     return {**found, "archive": file_stat(source_files(root, video, archive)["archive"])}
 
 
-def source_content(root: Path | RemotePath, video: str, archive: str | None, known: Iterable[dict] = ()) -> dict | None:
+def source_content(
+    root: Path | RemotePath, video: str | RemotePath, archive: str | None, known: Iterable[dict] = ()
+) -> dict | None:
     """The same with the `sha256` of each file's content; that of a source in `known` with the same size and time."""
     found = source_stat(root, video, archive)
     if found is None:

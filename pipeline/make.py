@@ -27,7 +27,7 @@ LANDMARKS = "landmarks.npy"
 MOUTH = "mouth.npy"
 CLIP_TIMEOUT = 120.0  # seconds: hundreds of times what a clip of a word takes
 _TOGETHER = 64  # videos: nearly two thousand frames of LRW
-_HELD = 1 << 28  # bytes of decoded frames that wait to be tracked together
+_HELD = 1 << 27  # bytes of decoded frames that wait to be tracked together
 
 
 @dataclass(frozen=True)
@@ -159,38 +159,50 @@ def _landmark_groups(job: Job, videos: list[tuple[str, list[Clip]]], detector: B
     """Landmarks of the clips of several videos, whose frames a detector works on together."""
     made: list[list[Made]] = [[] for _ in videos]
     held: list[tuple[int, SoundFrames, list[np.ndarray]]] = []  # what is decoded and not tracked yet
-    room = _HELD
-
-    def track_held() -> None:
-        with spent(detector.name):
-            tracked = _track_all([pictures for _, _, pictures in held], detector)
-        for (n, frames, _), found in zip(held, tracked, strict=True):
-            failed = isinstance(found, Exception)
-            made[n] = [reason(found)] * len(videos[n][1]) if failed else _landmarks(*videos[n], found, frames)
-        held.clear()
-
+    size = 0  # of it, bytes
     for n, (video, clips) in enumerate(videos):
-        pictures: list[np.ndarray] = []
         try:
             frames = _frames_to_track(job, video, clips)
             rest = spent_on("decode", map(np.asarray, frames))
-            for picture in rest:
-                pictures.append(picture)
-                room -= picture.nbytes
-                if room < 0 and held:
-                    track_held()
-                    room = _HELD - sum(p.nbytes for p in pictures)
-                if room < 0:  # a long video: frame by frame
-                    made[n] = _landmarks(video, clips, track(chain(pictures, rest), detector), frames)
-                    break
-            else:
-                held.append((n, frames, pictures))
+            pictures = _up_to(_HELD, rest)
+            room = _HELD - sum(picture.nbytes for picture in pictures)
+            if room < 0:  # a long video goes frame by frame, whatever is worked on beside it
+                made[n] = _landmarks(video, clips, track(chain(pictures, rest), detector), frames)
+                continue
         except RemoteError:  # the network's fault, and no clip's
             raise
         except Exception as error:
             made[n] = [reason(error)] * len(clips)
-    track_held()
+            continue
+        if held and size > room:
+            _track_held(held, videos, detector, made)
+            held, size = [], 0
+        held.append((n, frames, pictures))
+        size += _HELD - room
+    if held:
+        _track_held(held, videos, detector, made)
     return made
+
+
+def _up_to(limit: int, pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Pictures until they take more than `limit` bytes, or there are no more."""
+    taken = []
+    for picture in pictures:
+        taken.append(picture)
+        limit -= picture.nbytes
+        if limit < 0:
+            break
+    return taken
+
+
+def _track_held(held: list, videos: list[tuple[str, list[Clip]]], detector: BatchDetector, made: list) -> None:
+    with spent(detector.name):
+        tracked = _track_all([pictures for _, _, pictures in held], detector)
+    for (n, frames, _), found in zip(held, tracked, strict=True):
+        if isinstance(found, Exception):
+            made[n] = [reason(found)] * len(videos[n][1])
+        else:
+            made[n] = _landmarks(*videos[n], found, frames)
 
 
 def _track_all(clips: list[list[np.ndarray]], detector: BatchDetector) -> list[ClipLandmarks | Exception]:

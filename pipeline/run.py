@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from lipprep.pipeline.accounts import Report, close_accounts
-from lipprep.pipeline.engines import HERE, Engine, open_cluster
+from lipprep.pipeline.engines import HERE, Cluster, Engine, open_cluster
 from lipprep.pipeline.inputs import archive_name, looking
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
@@ -113,6 +113,8 @@ def run_stage(
         stack.enter_context(alone_in(folder, part="" if whole else f"{run.part.number}-of-{run.part.of}"))
         for other in {"landmarks", "crops"} - {stage} if stage != "landmarks" else ():
             stack.enter_context(alone_in(layout.folder(other), shared=True))
+        # Before anything is touched: an address may be wrong.
+        cluster = stack.enter_context(open_cluster(run.engine, folder)) if run.engine.is_cluster else None
         write_wanted(layout.plan, wanted)
         mine, stored = _survey(stage, manifest, layout, wanted, run)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
@@ -138,7 +140,7 @@ def run_stage(
                 moved.done(tar)
 
             try:
-                _make(jobs, run.engine, folder, done)
+                _make(jobs, run.engine, cluster, done)
             except OSError as error:
                 if (message := disk_trouble(error, disk, room(), len(pending) - len(made))) is None:
                     raise
@@ -153,14 +155,11 @@ def run_stage(
         return close_accounts(stage, mine, list(made.values()), time.perf_counter() - began)
 
 
-def _make(jobs: Sequence[Job], engine: Engine, folder: Path | RemotePath, done: Callable[[Path, dict], None]) -> None:
-    if not jobs:
-        return
-    if engine.is_cluster:
+def _make(jobs: Sequence[Job], engine: Engine, cluster: Cluster | None, done: Callable[[Path, dict], None]) -> None:
+    if cluster is not None:
         from lipprep.pipeline.cluster import supervise_cluster
 
-        with open_cluster(engine, folder) as cluster:
-            supervise_cluster(jobs, cluster=cluster, done=done)
+        supervise_cluster(jobs, cluster=cluster, done=done)
     elif engine.name == "serial":
         supervise_here(jobs, done=done)
     else:

@@ -213,7 +213,7 @@ def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
     for _ in range(BARREN):
         attempt = uuid.uuid4().hex[:12]
         tar = probes(job.tar.parent) / f"{job.tar.stem}-{attempt}.tar"
-        alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt)
+        alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt, together=False)
         try:
             with pool(1) as executor:
                 for _, future in run_all(executor, run_job, [alone], ahead=lambda: 1):

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -109,7 +110,7 @@ def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
     """
     path = place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path, os.getpid())
+    temporary = temporary_path(path, uuid.uuid4().hex[:12])  # processes of two containers may have one number
     file = io.BufferedWriter(Output(temporary))
     try:
         yield file

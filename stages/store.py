@@ -56,7 +56,7 @@ _S3 = Store(
     upload={"chunksize": _PART, "max_concurrency": _PARTS},
 )
 _GS = Store(
-    'pip install "lipprep[gs]"',
+    "pip install gcsfs",
     "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
 )
 _AZURE = Store(

@@ -94,7 +94,7 @@ def test_other_bytes_in_the_end_are_trouble(scene):
     def relabel(scene) -> None:
         scene.set("nothing", later=False)
         manifest = scene.folder / "sample.jsonl"
-        manifest.write_text(manifest.read_text().replace('"duration": 0.25', '"duration": 0.75', 1))
+        manifest.write_text(manifest.read_text().replace('"duration":0.25', '"duration":0.75', 1))
 
     result = scene.play(relabel)
     assert result.differences == ["shards/index.json", "shards/train-00000.tar"]

@@ -151,4 +151,5 @@ def test_each_requirement_has_a_tested_version() -> None:
     tested = {line.partition("==")[0] for line in lines if "==" in line}
     project = PYPROJECT["project"]
     required = [project["dependencies"], *project["optional-dependencies"].values()]
-    assert {requirement.partition(">=")[0] for group in required for requirement in group} <= tested
+    named = {requirement.partition(">=")[0] for group in required for requirement in group}
+    assert {name for name in named if not name.startswith("lipprep[")} <= tested

@@ -39,6 +39,7 @@ _DEFAULT = 50_000_000_000  # bytes, or a tenth of the disk
 _LOCKS = 64  # for all blocks: two of one lock are fetched one after the other
 _REQUESTS = 8  # at once
 _ROOM = 0.9  # of the size, after blocks have gone: looking for them takes a while, and is not done for each block
+_NAME = re.compile(r"\.?[0-9a-f]{64}(\..*\.tmp)?")  # of a block's file
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -159,7 +160,7 @@ class BlockCache:
     def _tidy(self, size: int) -> int:
         """Remove blocks, the least recently used first, until they take `size` bytes; return what they take."""
         found = []
-        for file in self.folder.glob("??/*"):
+        for file in _blocks(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
@@ -182,6 +183,11 @@ class BlockCache:
                 with contextlib.suppress(OSError):  # a file system without locks
                     fcntl.flock(file, fcntl.LOCK_EX)
             yield file
+
+
+def _blocks(folder: Path) -> Iterator[Path]:
+    """The files that are blocks, whole or unfinished: other people's files may stand beside them."""
+    return (file for file in folder.glob("[0-9a-f][0-9a-f]/*") if _NAME.fullmatch(file.name))
 
 
 def _note(ledger: BinaryIO, taken: int) -> None:
@@ -237,7 +243,7 @@ def parse_size(text: str) -> int:
 
 
 def _taken(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("??/*"))
+    return sum(file.stat().st_size for file in _blocks(folder))
 
 
 def _default_folder() -> Path:

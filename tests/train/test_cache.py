@@ -193,6 +193,7 @@ def losses(run) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.cluster
 def test_training_from_a_store_is_training_from_a_disk(remote, shards, tiny, tmp_path):
     """By the command, with two processes that read and share a cache; then an evaluation."""
     settings = [setting for setting in tiny if not setting.startswith("workers")] + ["max_steps=4", "epochs=2"]
