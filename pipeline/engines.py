@@ -215,7 +215,7 @@ def _on_dask(version: str, folder: str | None, payload: bytes) -> tuple[Any, str
         state = worker.state.tasks.get(key)
         return state is not None and state.state == "executing"
 
-    function, task = pickle.loads(payload)
+    function, task = pickle.loads(payload)  # the driver's own, which came as all that Dask sends does: as a pickle
     with wanted_while(wanted):
         return function(task), ""
 

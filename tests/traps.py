@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lipprep.pipeline.records import read_entries
@@ -100,3 +101,20 @@ def trapped(tmp_path, monkeypatch):
         return done
 
     return run
+
+
+@pytest.fixture
+def start():
+    """Start a command in a process of its own, and end what is left of it."""
+    started = []
+
+    def begin(*arguments: object) -> psutil.Popen:
+        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
+        started.append(psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

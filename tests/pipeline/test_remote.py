@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections import Counter
@@ -95,23 +94,6 @@ def serial(lipprep, flags) -> Callable[..., dict]:
         return json.loads(done.stdout.splitlines()[-1])
 
     return run
-
-
-@pytest.fixture
-def start(lipprep):
-    """Start a command in a process of its own."""
-    processes = []
-
-    def run(*arguments: object) -> psutil.Popen:
-        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
-        processes.append(psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @pytest.fixture

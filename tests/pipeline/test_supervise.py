@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,23 +14,6 @@ from traps import PATIENCE, POSIX, entries, strays, tars, until
 from lipprep.pipeline.journal import attempts
 from lipprep.pipeline.records import read_entries, read_header
 from lipprep.stages.shard.index import load_index
-
-
-@pytest.fixture
-def start():
-    """Start a command in a process of its own, and end what is left of it."""
-    started = []
-
-    def begin(*arguments: object) -> psutil.Popen:
-        command = [sys.executable, "-m", "lipprep", *map(str, arguments)]
-        started.append(psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 @POSIX
