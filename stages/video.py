@@ -43,6 +43,9 @@ _MAX_HELD = 60.0  # seconds that one frame may be shown. It can claim to last fo
 _BOUNDED = {"max_pixels": str(MAX_PIXELS)}
 # Decoders run while a file is opened, too. Before PyAV 18, options for them crash on mpg and flv.
 _PROBING = _BOUNDED if int(av.__version__.partition(".")[0]) >= 18 else {}
+# To learn what a header does not tell, FFmpeg decodes frames while it opens a file: a tenth of what a clip of a second
+# costs. The headers of these files tell all that is needed of H.264, the order of frames among it.
+_TELLING = {".mp4", ".mov", ".m4v"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _open(
             source = io.BytesIO(path.read_range(0, size)) if size <= whole else path.open("rb", buffering=ahead)
         else:
             source = str(path.resolve())
-        container = av.open(source, options=_PROBING, container_options=options)
+        container = _probed(path.suffix.lower(), source, options)
     except ClipFailure:
         raise
     except (av.FFmpegError, ValueError) as error:
@@ -108,6 +111,21 @@ def _open(
     stream.codec_context.options = _BOUNDED  # frames may grow on the way
     stream.thread_type = "NONE"  # one process a core; threads inside a clip cost
     return container, stream
+
+
+def _probed(suffix: str, source: str | io.IOBase, options: dict[str, str]) -> av.container.InputContainer:
+    """An open container, whose frames were not decoded for it where its header tells enough."""
+    if _PROBING and suffix in _TELLING:
+        container = av.open(source, options={**_PROBING, "skip_frame": "all"}, container_options=options)
+        stream = container.streams.best("video")
+        if "mp4" in container.format.name and stream is not None and stream.codec_context is not None:
+            told = stream.width and stream.height and stream.average_rate and stream.frames
+            if told and stream.codec_context.name == "h264":
+                return container
+        container.close()
+        if not isinstance(source, str):
+            source.seek(0)
+    return av.open(source, options=_PROBING, container_options=options)
 
 
 def _size(path: Path | RemotePath) -> int | None:
