@@ -116,16 +116,22 @@ def _open(
 def _probed(suffix: str, source: str | io.IOBase, options: dict[str, str]) -> av.container.InputContainer:
     """An open container, whose frames were not decoded for it where its header tells enough."""
     if _PROBING and suffix in _TELLING:
-        container = av.open(source, options={**_PROBING, "skip_frame": "all"}, container_options=options)
-        stream = container.streams.best("video")
-        if "mp4" in container.format.name and stream is not None and stream.codec_context is not None:
-            told = stream.width and stream.height and stream.average_rate and stream.frames
-            if told and stream.codec_context.name == "h264":
+        decoder, demuxer = {"skip_frame": "all"}, {"probesize": "32"}  # no frame; a packet at most
+        with contextlib.suppress(av.FFmpegError):  # another kind of file that is called so, or a damaged one
+            container = av.open(source, format="mp4", options=_PROBING | decoder, container_options=options | demuxer)
+            if _tells(container.streams.best("video")):
                 return container
-        container.close()
+            container.close()
         if not isinstance(source, str):
             source.seek(0)
     return av.open(source, options=_PROBING, container_options=options)
+
+
+def _tells(stream: av.video.stream.VideoStream | None) -> bool:
+    """Whether a stream, of which the header alone was read, is H.264 and lacks nothing."""
+    if stream is None or stream.codec_context is None or stream.codec_context.name != "h264":
+        return False
+    return bool(stream.width and stream.height and stream.average_rate and stream.frames)
 
 
 def _size(path: Path | RemotePath) -> int | None:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lipprep.stages import video
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.video import SoundFrames, probe, read_frames
 
@@ -365,3 +366,32 @@ def test_a_frame_that_lasts_for_ever_is_too_long(make_video, tmp_path, fps):
     frames = SoundFrames(read_frames(path))
     assert len(list(frames)) <= 1 and frames.failure.kind == "too_long"
     assert len(list(read_frames(path, first=40, last=50))) == 10
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "shape"),
+    [
+        ("libx264", {"bf": "0"}, {}),
+        ("libx264", {"bf": "3", "b_strategy": "0"}, {}),
+        ("libx264", {"x264-params": "bframes=16:b-adapt=0"}, {}),
+        ("libx264", {"x264-params": "bframes=8:b-adapt=0:b-pyramid=strict:open-gop=1:keyint=12"}, {}),
+        ("libx264", {"x264-params": "intra-refresh=1:bframes=0:keyint=10"}, {}),
+        ("libx264", {"bf": "3"}, {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
+        ("libx264", {"bf": "3"}, {"movflags": "negative_cts_offsets"}),
+        ("mpeg4", {"bf": "2"}, {}),
+    ],
+)
+def test_frames_do_not_depend_on_what_is_decoded_while_a_file_is_opened(tmp_path, monkeypatch, codec, options, shape):
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w", options=shape) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 256, (48, 64), np.uint8), "gray")))
+        container.mux(stream.encode())
+    frames, told = [np.asarray(f) for f in read_frames(path)], probe(path)
+    monkeypatch.setattr(video, "_TELLING", set())
+    assert len(frames) == 40
+    np.testing.assert_array_equal(frames, [np.asarray(f) for f in read_frames(path)])
+    assert told == probe(path)
