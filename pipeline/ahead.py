@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -14,12 +16,31 @@ _DEPTH = 2  # items: one that is being read and one that is there
 def ahead(items: Iterable[_Item], read: Callable[[_Item], _Read]) -> Iterator[tuple[_Item, Future[_Read]]]:
     """Each item with the future of `read(item)`, which a thread runs for up to two items beyond it."""
     items = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as reader:
-        waiting = deque((item, reader.submit(read, item)) for item in islice(items, 1 + _DEPTH))
-        try:
-            while waiting:
-                yield waiting.popleft()
-                waiting.extend((item, reader.submit(read, item)) for item in islice(items, 1))
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    tasks: SimpleQueue[tuple[_Item, Future[_Read]] | None] = SimpleQueue()
+    waiting: deque[tuple[_Item, Future[_Read]]] = deque()
+
+    def submit(count: int) -> None:
+        for item in islice(items, count):
+            waiting.append((item, Future()))
+            tasks.put(waiting[-1])
+
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            item, future = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(read(item))
+                except BaseException as error:
+                    future.set_exception(error)
+
+    # A daemon: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
+    Thread(target=work, name="ahead", daemon=True).start()
+    try:
+        submit(1 + _DEPTH)
+        while waiting:
+            yield waiting.popleft()
+            submit(1)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+        tasks.put(None)

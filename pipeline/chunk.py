@@ -26,7 +26,19 @@ from lipprep.pipeline.inputs import (
     without_content,
 )
 from lipprep.pipeline.journal import Journal, clear_attempts
-from lipprep.pipeline.make import LANDMARKS, MOUTH, Job, Made, failed, make_groups, pack, sample_json, span, together
+from lipprep.pipeline.make import (
+    LANDMARKS,
+    MOUTH,
+    Job,
+    Made,
+    failed,
+    make_groups,
+    pack,
+    reason,
+    sample_json,
+    span,
+    together,
+)
 from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import leave_if_orphaned, stop_if_unwanted
 from lipprep.pipeline.records import commit, maker
@@ -34,9 +46,11 @@ from lipprep.pipeline.stock import Above, Stock, crc32, open_above
 from lipprep.stages.remote import HeldPath, RemotePath
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.stages.stopwatch import spent, time_by_part
+from lipprep.stages.store import RemoteError
 from lipprep.stages.video import SEEK_BEYOND
 
 _HELD = 1 << 28  # bytes of remote videos that wait to be worked on together
+_PATIENCE = 5  # times as long as for a clip that is worked on is waited for one that is read
 
 
 def run_job(job: Job, *, tag: str | None = None) -> dict:
@@ -55,7 +69,7 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
         chunk = _Chunk(job, stock, landmarks, crops, journal)
         entries, computed = [], 0
         videos = files.enter_context(contextlib.closing(ahead(groups(job.clips, job.fps), chunk.look)))
-        for some in _batches((future for _, future in videos), together(job), journal):
+        for some in _batches(videos, job, journal):
             keys = [clip.key for group in some for clip in group.clips]
             stop_if_unwanted()
             journal.working(keys, job.clip_timeout and job.clip_timeout * len(keys))
@@ -110,12 +124,16 @@ class _Group:
     made: dict[str, Made] = field(default_factory=dict)
 
 
-def _batches(looked: Iterator["Future[_Group]"], size: int, journal: Journal) -> Iterator[list[_Group]]:
-    """The videos that are worked on together: up to `size`, fewer where they take much memory."""
+def _batches(
+    videos: Iterator[tuple[tuple[str, list[Clip]], "Future[_Group]"]], job: Job, journal: Journal
+) -> Iterator[list[_Group]]:
+    """The videos that are worked on together, fewer where they take much memory."""
     some: list[_Group] = []
-    for future in looked:
+    size = together(job)
+    for (_, clips), future in videos:
         if not future.done():
-            journal.rest()  # to wait for a disk or a network is no clip's fault
+            # To wait for a disk is no clip's fault, but for one that hangs nobody would wait for ever.
+            journal.working([clip.key for clip in clips], job.clip_timeout and _PATIENCE * job.clip_timeout)
         with spent("wait"):
             some.append(future.result())
         if len(some) == size or sum(group.held.held for group in some if group.held is not None) > _HELD:
@@ -149,6 +167,18 @@ class _Chunk:
         here if it is wanted, so that it need not be waited for when it is decoded.
         """
         video, clips = group
+        try:
+            return self._look(video, clips)
+        except (OSError, RemoteError):  # of what was made before: no clip's fault
+            raise
+        except Exception as error:
+            return _Group(
+                video,
+                clips,
+                ready={clip.key: (_entry(self.job, clip, reason(error), "", None, {}), {}, True) for clip in clips},
+            )
+
+    def _look(self, video: str, clips: list[Clip]) -> _Group:
         job, group, path = self.job, _Group(video, clips), self.job.root / video
         if isinstance(path, RemotePath):
             group.held = path = HeldPath(path)
@@ -157,7 +187,11 @@ class _Chunk:
             known = self._stock.sources(clips)
             # With an archive the video is not decoded.
             where = video if group.held is None or self._archive else path
-            source = source_content(job.root, where, self._archive, () if job.deep else known)
+            if all(job.condemned.get(clip.key, ("",))[0] == "timeout" for clip in clips):
+                source = source_stat(job.root, where, self._archive)  # to read it may be what took so long
+                source = source and {**source, "sha256": None}
+            else:
+                source = source_content(job.root, where, self._archive, () if job.deep else known)
             group.stat = source and without_content(source)
             if source is None and known:
                 source = known[0]  # the video is out of reach, not another one: what was made of it stays

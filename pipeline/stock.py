@@ -107,7 +107,7 @@ class Stock:
             names = [f"{key}.{extension}" for extension in entry["members"]]
             try:
                 payloads = read_members(self._at_hand(tar), entry["offset"], names)
-            except (ValueError, FileNotFoundError):  # cut short, replaced, or gone
+            except (ValueError, OSError):  # cut short, replaced, gone, or on a bad sector
                 continue
             members = dict(zip(entry["members"], payloads, strict=True))
             if crc32(members) == entry["crc32"]:

@@ -23,37 +23,51 @@ if (traps := os.environ.get("LIPPREP_TRAPS")) and "lipprep" not in sys.orig_argv
     import importlib.abc, importlib.machinery, json
     traps = json.loads(traps)
 
+    def trap_making(module):
+        plain = dict(module.GROUP)
+
+        def trapped(stage):
+            def group(job, video, clips, inputs):
+                for clip in clips:
+                    kind = traps.get(clip.key)
+                    once = os.path.join(os.environ["LIPPREP_TRAPS_FOLDER"], clip.key.replace("/", "-"))
+                    if kind == "once" and not os.path.exists(once):
+                        open(once, "w").close()
+                        os.kill(os.getpid(), 9)
+                    if kind == "segfault":
+                        import ctypes
+                        ctypes.string_at(0)
+                    if kind == "kill":
+                        os.kill(os.getpid(), 9)
+                    if kind == "hang":
+                        time.sleep(1000)
+                return plain[stage](job, video, clips, inputs)
+            return group
+
+        module.GROUP.update({stage: trapped(stage) for stage in plain})
+
+    def trap_reading(module):
+        plain = module.source_content
+
+        def source_content(root, video, *more):
+            if any(kind == "mute" and key in str(video) for key, kind in traps.items()):
+                time.sleep(1000)
+            return plain(root, video, *more)
+
+        module.source_content = source_content
+
+    laid = {"lipprep.pipeline.make": trap_making, "lipprep.pipeline.inputs": trap_reading}
+
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "lipprep.pipeline.make":
+            if name not in laid:
                 return None
-            sys.meta_path.remove(self)
             spec = importlib.machinery.PathFinder.find_spec(name, path)
             real = spec.loader.exec_module
 
             def exec_module(module):
                 real(module)
-                plain = dict(module.GROUP)
-
-                def trapped(stage):
-                    def group(job, video, clips, inputs):
-                        for clip in clips:
-                            kind = traps.get(clip.key)
-                            once = os.path.join(os.environ["LIPPREP_TRAPS_FOLDER"], clip.key.replace("/", "-"))
-                            if kind == "once" and not os.path.exists(once):
-                                open(once, "w").close()
-                                os.kill(os.getpid(), 9)
-                            if kind == "segfault":
-                                import ctypes
-                                ctypes.string_at(0)
-                            if kind == "kill":
-                                os.kill(os.getpid(), 9)
-                            if kind == "hang":
-                                time.sleep(1000)
-                        return plain[stage](job, video, clips, inputs)
-                    return group
-
-                module.GROUP.update({stage: trapped(stage) for stage in plain})
+                laid[name](module)
 
             spec.loader.exec_module = exec_module
             return spec

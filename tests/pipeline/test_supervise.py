@@ -59,6 +59,37 @@ def test_a_clip_that_hangs_is_cut_off(chain, trapped, lipprep):
     assert load_index(Path("shards")).failures["val"] == {}
 
 
+@POSIX
+@pytest.mark.cluster
+def test_a_video_that_cannot_be_read_to_its_end_is_given_up(chain, trapped, lipprep):
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    key = "BLACK/train/BLACK_00003"
+    arguments = ["landmarks", "-j", 1, "--json", "--clip-timeout", 1, "--max-failures", "100%"]
+    figures = json.loads(trapped(*arguments, traps={key: "mute"}).stdout)
+    assert figures["ok"] == 11 and figures["failed"] == {"timeout": 1}
+    assert entries("work/m/landmarks")[key]["class"] == "timeout"
+    lipprep("landmarks", "-j", 1, "--retry-failed=timeout")
+    assert tars("work/m/landmarks") == whole and not strays()
+
+
+def test_a_fault_of_ours_in_reading_ahead_costs_its_clips_alone(chain, lipprep, monkeypatch):
+    from lipprep.pipeline import chunk
+
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    plain = chunk.source_content
+    with monkeypatch.context() as patched:
+        broken = lambda root, video, *more: 1 / 0 if "BLACK_00003" in str(video) else plain(root, video, *more)  # noqa: E731
+        patched.setattr(chunk, "source_content", broken)
+        lipprep("landmarks", "--engine", "serial", "--max-failures", "100%")
+    assert "ZeroDivisionError" in entries("work/m/landmarks")["BLACK/train/BLACK_00003"]["message"]
+    lipprep("landmarks", "-j", 1)
+    assert tars("work/m/landmarks") == whole
+
+
 def test_without_a_journal_a_clip_is_found_by_halves(tmp_path, monkeypatch):
     """At most log2(chunk) + 2 tries find the clip, wherever it stands."""
     from lipprep.pipeline import supervise

@@ -1,0 +1,50 @@
+from threading import Event
+
+import pytest
+from traps import PATIENCE
+
+from lipprep.pipeline.ahead import ahead
+
+
+def test_items_come_in_order_with_what_was_read_of_them():
+    assert [(item, future.result()) for item, future in ahead(range(100), lambda n: n * n)] == [
+        (n, n * n) for n in range(100)
+    ]
+
+
+def test_an_error_is_its_items_alone():
+    found = list(ahead([1, 0, 2], lambda n: 1 / n))
+    assert found[0][1].result() == 1 and found[2][1].result() == 0.5
+    with pytest.raises(ZeroDivisionError):
+        found[1][1].result()
+
+
+def test_no_more_than_two_items_are_read_beyond_the_one_at_hand():
+    read, third = [], Event()
+
+    def note(n: int) -> None:
+        read.append(n)
+        if n == 2:
+            third.set()
+
+    items = ahead(range(10), note)
+    next(items)
+    assert third.wait(PATIENCE)
+    next(items)[1].result()
+    assert max(read) <= 3
+    items.close()
+
+
+def test_who_leaves_does_not_wait_for_what_is_being_read():
+    begun, release = Event(), Event()
+
+    def hang(_: int) -> None:
+        begun.set()
+        release.wait(PATIENCE)
+
+    items = ahead(range(3), hang)
+    _, future = next(items)
+    assert begun.wait(PATIENCE)
+    items.close()
+    assert not future.done()
+    release.set()
