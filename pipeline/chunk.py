@@ -40,7 +40,7 @@ from lipprep.pipeline.make import (
     together,
 )
 from lipprep.pipeline.manifest import Clip, groups
-from lipprep.pipeline.pool import leave_if_orphaned, stop_if_unwanted
+from lipprep.pipeline.pool import Unwanted, leave_if_orphaned, stop_if_unwanted
 from lipprep.pipeline.records import commit, maker
 from lipprep.pipeline.stock import Above, Stock, crc32, open_above
 from lipprep.stages.remote import HeldPath, RemotePath
@@ -67,8 +67,29 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
         tar = files.enter_context(TarWriter(job.tar, tag or job.attempt))
         journal = files.enter_context(Journal(job.tar, tag or job.attempt))
         chunk = _Chunk(job, stock, landmarks, crops, journal)
-        entries, computed = [], 0
-        videos = files.enter_context(contextlib.closing(ahead(groups(job.clips, job.fps), chunk.look)))
+        try:
+            entries, computed = _fill(tar, chunk, journal)
+            end = tar.offset
+            with spent("write"):
+                tar.close()
+            chunk.spent.update(time_by_part())
+            header = {**job.header, "attempt": job.attempt, "computed": computed, "end": end}
+            if chunk.disturbed:
+                header["fingerprint"] = None  # the next run finds it stale, and makes again what failed
+            if landmarks is None:
+                header |= _for_other_stages(chunk, entries)
+            header = commit(tar, {**header, "parts": chunk.spent}, entries)
+        except (KeyboardInterrupt, RemoteError, Unwanted):
+            tar.keep = journal.keep = True  # the next run goes on from here, as after a kill
+            raise
+    clear_attempts(job.tar)
+    return header
+
+
+def _fill(tar: TarWriter, chunk: "_Chunk", journal: Journal) -> tuple[list[dict], int]:
+    """Make a chunk's clips and add them to its tar; their entries, and how many were computed."""
+    job, entries, computed = chunk.job, [], 0
+    with contextlib.closing(ahead(groups(job.clips, job.fps), chunk.look)) as videos:
         for some in _batches(videos, job, journal):
             keys = [clip.key for group in some for clip in group.clips]
             stop_if_unwanted()
@@ -83,21 +104,10 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
                     journal.done(entry)
                 entries.append(entry)
                 computed += new
-        journal.rest()
-        leave_if_orphaned()
-        stop_if_unwanted()
-        end = tar.offset
-        with spent("write"):
-            tar.close()
-        chunk.spent.update(time_by_part())
-        header = {**job.header, "attempt": job.attempt, "computed": computed, "end": end}
-        if chunk.disturbed:
-            header["fingerprint"] = None  # the next run finds it stale, and makes again what failed
-        if landmarks is None:
-            header |= _for_other_stages(chunk, entries)
-        header = commit(tar, {**header, "parts": chunk.spent}, entries)
-    clear_attempts(job.tar)
-    return header
+    journal.rest()
+    leave_if_orphaned()
+    stop_if_unwanted()
+    return entries, computed
 
 
 def _for_other_stages(chunk: "_Chunk", entries: list[dict]) -> dict:

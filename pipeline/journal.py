@@ -27,11 +27,12 @@ def _path(tar: Path, attempt: str) -> Path:
 
 
 class Journal:
-    """The journal of one attempt at a chunk. It goes when the attempt ends, but not when it is killed."""
+    """The journal of one attempt at a chunk. It goes when the attempt ends, but not when that is killed or sets `keep`."""
 
     def __init__(self, tar: Path, attempt: str) -> None:
         self.path = _path(tar, attempt)
         self._file = Output(self.path)
+        self.keep = False
         self._timeout: float | None = None
         self._until = 0.0
         # A fault in a codec is told here, not on the user's terminal.
@@ -85,7 +86,8 @@ class Journal:
         self.rest()
         faulthandler.disable()  # its file's number will be another file's
         abandon(self._file)
-        self.path.unlink(missing_ok=True)
+        if not self.keep:
+            self.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class TarWriter:
 
     The two are apart because the record of an older tar at the same place must go in between. Members have
     mtime 0, uid 0 and mode 0644 and stand in the order of the calls. Leaving the `with` block unpublished
-    leaves nothing behind. `tag` tells two writers of one tar apart; by default it is the process's number.
+    leaves nothing behind, unless `keep` is set. `tag` tells two writers of one tar apart; by default it is the
+    process's number.
     """
 
     def __init__(self, path: Path | RemotePath, tag: str | None = None) -> None:
@@ -52,6 +53,7 @@ class TarWriter:
         self._temporary = temporary_path(self.path, tag or os.getpid())
         self._file = _Hashing(self._temporary)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self.keep = False
         self.bytes = 0
         self.sha256 = ""
 
@@ -89,4 +91,5 @@ class TarWriter:
 
     def __exit__(self, *_) -> None:
         self._file.abandon()
-        self._temporary.unlink(missing_ok=True)
+        if not self.keep:
+            self._temporary.unlink(missing_ok=True)

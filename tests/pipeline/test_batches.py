@@ -27,7 +27,7 @@ def landmarks(work: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("held", [1 << 27, 2_000_000, 100_000], ids=["together", "two by two", "frame by frame"])
 def test_videos_that_are_tracked_together_come_out_as_they_do_alone(lipprep, corpus, tmp_path, monkeypatch, held):
     own = tmp_path / "own"
-    shutil.copytree(corpus, own)
+    shutil.copytree(corpus / "ABOUT", own / "ABOUT")
     broken = own / "ABOUT/train/ABOUT_00002.mp4"
     broken.write_bytes(broken.read_bytes()[:2000])
     lipprep("manifest", "lrw", own, "-o", "manifests/m.jsonl")
@@ -42,7 +42,7 @@ def test_videos_that_are_tracked_together_come_out_as_they_do_alone(lipprep, cor
     figures = json.loads(lipprep("landmarks", "-w", "together", *flags).stdout)
     assert figures["failed"] == alone["failed"]
     here, there = landmarks("alone"), landmarks("together")
-    assert here.keys() == there.keys() and len(here) == 11
+    assert here.keys() == there.keys() and len(here) == 5
     assert max(float(np.abs(here[key] - there[key]).max()) for key in here) < 0.5
     assert max(calls, default=0) <= max(1, held // 1_000_000)
 

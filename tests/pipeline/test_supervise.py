@@ -74,6 +74,28 @@ def test_a_video_that_cannot_be_read_to_its_end_is_given_up(chain, trapped, lipp
     assert tars("work/m/landmarks") == whole and not strays()
 
 
+def test_what_was_made_in_this_process_up_to_an_interrupt_is_kept(chain, lipprep, monkeypatch):
+    from lipprep.pipeline import make
+
+    chain()
+    whole = tars("work/m/landmarks")
+    shutil.rmtree("work")
+    plain, calls = make.GROUP["landmarks"], []
+
+    def interrupted(job, video, clips, inputs):
+        calls.append(video)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(job, video, clips, inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setitem(make.GROUP, "landmarks", interrupted)
+        lipprep("landmarks", "--engine", "serial", code=130)
+    figures = json.loads(lipprep("landmarks", "--engine", "serial", "--json").stdout)
+    assert figures["ok"] == 12 and figures["clips_computed"] == 11
+    assert tars("work/m/landmarks") == whole and not strays()
+
+
 def test_a_fault_of_ours_in_reading_ahead_costs_its_clips_alone(chain, lipprep, monkeypatch):
     from lipprep.pipeline import chunk
 
