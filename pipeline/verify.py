@@ -8,11 +8,9 @@ import contextlib
 import hashlib
 import json
 import re
-import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,14 +19,13 @@ from tqdm import tqdm
 
 from lipprep.pipeline.lock import LOCK, alone_in
 from lipprep.pipeline.manifest import chunk_name
-from lipprep.pipeline.plan import STAGES
-from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk, read_record_header
-from lipprep.stages.remote import REQUESTS, RemotePath, place
-from lipprep.stages.shard.index import SPLITS, Index, Shard, index_text, parse_index, read_offsets
+from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk
+from lipprep.pipeline.verify_folder import CHUNK, Folder, list_folder, make_again
+from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.shard.index import Index, Shard, index_text, parse_index, read_offsets
 from lipprep.stages.untrusted import is_file, printable
 
 _MOST_CHUNKS = 100_000  # of a split: a name can hold any number
-_CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")
 _WRONG_FOLDER = "name the folder that holds the shards (or work/NAME/landmarks)"
 _Loaded = tuple[str, Index, str] | ValueError | None  # None where no index belongs
 
@@ -49,85 +46,6 @@ class Verified:
     notes: list[str]
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """What lies in a folder, by name; `headers` are those of the sound records. Foreign tars are left alone.
-
-    `listed` has the sizes in bytes of what is in a store, all told at once.
-    """
-
-    path: Path | RemotePath
-    stage: str
-    tars: list[str]
-    records: list[str]  # the tars that they are of
-    headers: list[dict]
-    leftovers: list[str]
-    listed: Mapping[str, int] | None
-
-    def size(self, name: str) -> int | None:
-        """The size in bytes of what is there, None where nothing is; 0 where that cannot be told."""
-        if self.listed is not None:
-            return self.listed.get(name)
-        try:
-            return (self.path / name).lstat().st_size
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return 0
-
-
-def _list(path: Path | RemotePath) -> _Folder:
-    listed = {n: s.st_size for n, s in path.entries().items()} if isinstance(path, RemotePath) else None
-    if not (listed or path.is_dir()):
-        raise ValueError(f"there is no folder {printable(path)}: name the one that holds the shards")
-    names = sorted(entry.name for entry in path.iterdir()) if listed is None else list(listed)
-    hidden = [n for n in names if n.startswith(".")]
-    records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and _CHUNK.fullmatch(n[:-6])]
-    tars = [n for n in names if n.endswith(".tar") and n not in hidden]
-    leftovers = [n for n in hidden if n.endswith(".tmp")]
-    if "index.json" not in names and not records and not any(_CHUNK.fullmatch(n[:-4]) for n in tars):
-        tars = []
-    headers = [header for header in _headers(path, records) if header]
-    return _Folder(path, _stage(path, names, headers), tars, records, headers, leftovers, listed)
-
-
-def _headers(path: Path | RemotePath, tars: list[str]) -> list[dict | None]:
-    if not isinstance(path, RemotePath):
-        return [read_record_header(path / name) for name in tars]
-    with ThreadPoolExecutor(REQUESTS) as threads:
-        return list(threads.map(lambda name: read_record_header(path / name), tars))
-
-
-def _stage(path: Path | RemotePath, names: list[str], headers: list[dict]) -> str:
-    """The stage whose artefacts these are: its index, its first sound record, or the folder's name tells."""
-    if "index.json" not in names:
-        if told := [h["stage"] for h in headers if h["stage"] in STAGES]:
-            return told[0]
-        if path.resolve().name in STAGES:
-            return path.resolve().name
-    return "shards"
-
-
-def _again(folder: _Folder, dataset: str | None) -> str:
-    """How to make anew what is missing, as far as the folder and its data set tell the command."""
-    path = folder.path
-    if folder.stage == "shards":
-        out = f" -o {shlex.quote(str(path))}"
-        if dataset is not None:
-            return printable(f"run `lipprep shards -m {_manifest(dataset)}{out}` again")
-        out = "" if path == Path("shards") else out
-        return printable(f"run `lipprep shards{out}` again (with the manifest and -w that it was made with)")
-    there = path.absolute() if isinstance(path, RemotePath) or len(path.parts) <= 2 else path
-    if there.name == folder.stage and dataset in (None, there.parent.name):
-        work = shlex.quote(str(there.parent.parent))
-        return printable(f"run `lipprep {folder.stage} -m {_manifest(there.parent.name)} -w {work}` again")
-    return f"run `lipprep {folder.stage}` again (with the manifest and -w that it was made with)"
-
-
-def _manifest(dataset: str) -> str:
-    return shlex.quote(f"manifests/{dataset}.jsonl")
-
-
 def verify(path: Path | RemotePath, *, deep: bool = False, workers: int = 1) -> Verified:
     """Read every tar, record and index in the folder `path` once, on `workers`, and list what does not agree.
 
@@ -139,16 +57,16 @@ def verify(path: Path | RemotePath, *, deep: bool = False, workers: int = 1) -> 
     # Without a lock nothing was ever made there; it may be read-only, and none is left behind.
     locked = isinstance(path, RemotePath) or is_file(path / LOCK)
     with alone_in(path, shared=True) if locked else contextlib.nullcontext():
-        return _verify(_list(path), deep, workers)
+        return _verify(list_folder(path), deep, workers)
 
 
-def _verify(folder: _Folder, deep: bool, workers: int) -> Verified:
+def _verify(folder: Folder, deep: bool, workers: int) -> Verified:
     began = time.perf_counter()
     loaded = _load_index(folder)
     # Most records tell the data set: a stray one, or a stray index, may be another's.
     datasets = [*(h["dataset"] for h in folder.headers), *([loaded[1].dataset] if isinstance(loaded, tuple) else [])]
     dataset = next((name for name, _ in Counter(datasets).most_common(1)), None)
-    findings = Findings(_again(folder, dataset))
+    findings = Findings(make_again(folder, dataset))
     index = _check_loaded(folder, loaded, findings)
     shards = {s.name: s for s in index.shards} if index else {}
     chunks = _read_chunks(folder, shards, findings.again, index, deep, workers)
@@ -189,12 +107,12 @@ def _verify(folder: _Folder, deep: bool, workers: int) -> Verified:
 
 def _split(name: str, shards: dict[str, Shard]) -> str:
     """The split that a tar's name says, or else the index."""
-    if match := _CHUNK.fullmatch(name.removesuffix(".tar")):
+    if match := CHUNK.fullmatch(name.removesuffix(".tar")):
         return match[1]
     return shards[name].split if name in shards else ""
 
 
-def _load_index(folder: _Folder) -> _Loaded:
+def _load_index(folder: Folder) -> _Loaded:
     """The index's text, what it says, and the sha256 of its offsets; or why it is not usable."""
     if folder.stage != "shards" and (folder.tars or folder.records):
         return None
@@ -205,7 +123,7 @@ def _load_index(folder: _Folder) -> _Loaded:
         return error
 
 
-def _check_loaded(folder: _Folder, loaded: _Loaded, findings: Findings) -> Index | None:
+def _check_loaded(folder: Folder, loaded: _Loaded, findings: Findings) -> Index | None:
     """The index, as far as it is usable; what is not is listed."""
     if loaded is None:
         return None
@@ -238,7 +156,7 @@ def _packed(text: str) -> str:
 
 
 def _read_chunks(
-    folder: _Folder, shards: dict[str, Shard], again: str, index: Index | None, deep: bool, workers: int
+    folder: Folder, shards: dict[str, Shard], again: str, index: Index | None, deep: bool, workers: int
 ) -> dict[str, Chunk]:
     """Every tar that is there, or should be, with its record: read by threads, or decoded by processes."""
     names = sorted({*folder.tars, *folder.records, *shards})
@@ -282,7 +200,7 @@ def _look(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
         ) from error
 
 
-def _check_tar(folder: _Folder, chunk: Chunk, shards: dict[str, Shard], indexed: bool, findings: Findings) -> None:
+def _check_tar(folder: Folder, chunk: Chunk, shards: dict[str, Shard], indexed: bool, findings: Findings) -> None:
     """Whether a tar is there, belongs there, and is the one that its record and the index were written for."""
     name, shard = chunk.name, shards.get(chunk.name)
     if chunk.bytes is None:
@@ -315,9 +233,7 @@ def _check_tar(folder: _Folder, chunk: Chunk, shards: dict[str, Shard], indexed:
             findings.add("other_record", chunk.record, message, remove=[chunk.record])
 
 
-def _check_records(
-    folder: _Folder, chunks: dict[str, Chunk], shards: dict[str, Shard], findings: Findings
-) -> list[str]:
+def _check_records(folder: Folder, chunks: dict[str, Chunk], shards: dict[str, Shard], findings: Findings) -> list[str]:
     """List tars without a record; note them where all are, and are as the index says: copies that a trainer reads."""
     bare = [c for c in chunks.values() if c.bytes is not None and folder.size(c.record) is None]
     copied = [s for c in bare if (s := shards.get(c.name)) and (c.bytes, c.sha256) == (s.bytes, s.sha256)]
@@ -336,7 +252,7 @@ def _check_gaps(chunks: dict[str, Chunk], findings: Findings) -> None:
     """List what is missing between chunks without an index to tell: they are numbered without gaps."""
     last: dict[str, int] = {}
     for chunk in chunks.values():
-        match = _CHUNK.fullmatch(chunk.name.removesuffix(".tar"))
+        match = CHUNK.fullmatch(chunk.name.removesuffix(".tar"))
         if match and chunk.header is not None:
             last[match[1]] = max(int(match[2]), last.get(match[1], 0))
     for split, number in last.items():
