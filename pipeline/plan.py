@@ -1,6 +1,7 @@
 """What is wanted, what is there, and what therefore is fresh, stale or missing, and why."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -17,6 +18,7 @@ from lipprep.pipeline.inputs import (
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import Headers, read_entries
 from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.remote import REQUESTS, RemotePath
 
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output changes for the same input: what was made before is then stale.
@@ -239,13 +241,18 @@ class _Judge:
         """How many source files of a chunk have another content than when it was made."""
         sources = {e["key"]: e["source"] for e in read_entries(tar)}
         videos = {c.video: sources.get(c.key) for c in clips}
-        changed = 0
-        for video, source in videos.items():
-            for name, path in source_files(self._manifest.root, video, archive).items():
-                part = source if name == "video" or source is None else source[name]
+        root = self._manifest.root
+
+        def changed(video: str) -> int:
+            count = 0
+            for name, path in source_files(root, video, archive).items():
+                part = videos[video] if name == "video" or videos[video] is None else videos[video][name]
                 if part is not None and file_stat(path) is not None:
-                    changed += part.get("sha256") != content_digest(path)
-        return changed
+                    count += part.get("sha256") != content_digest(path)
+            return count
+
+        with ThreadPoolExecutor(REQUESTS if isinstance(root, RemotePath) else 1) as threads:
+            return sum(threads.map(changed, videos))
 
 
 def _result(header: dict) -> str:
