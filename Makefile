@@ -57,9 +57,10 @@ $(SETUP): pyproject.toml constraints.txt
 	  exit 1; }
 	@touch $@
 
-test: $(SETUP)  ## run the tests
+test: $(SETUP)  ## run the tests, on two cores (ARGS=-n0: on one, with what they print)
 	@mkdir -p build
-	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not cluster" $(ARGS)
+	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not cluster" \
+	  -n 2 --dist worksteal $(ARGS)
 
 test-cluster: $(SETUP)  ## run the tests that start clusters, Ray's among them, and the slower ones of stores
 	$(PIP) install -q -c constraints.txt ray
