@@ -6,20 +6,17 @@ profile lrw2021. The clips are the sample corpus's and, where LIPPREP_GRID names
 """
 
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, zip_longest
 from pathlib import Path
 from unittest import mock
@@ -28,22 +25,17 @@ import click
 import cv2
 import numpy as np
 import torch
-from ai_edge_litert import interpreter as litert
 from bench import FRAMES, corpus, decode, mesh_network
-from variants import NETWORK, Alone, float_model, patches_seen, quantised, smaller_input
+from variants import NETWORK, Alone, Frames, float_model, patches_seen, quantised, smaller_input, tracking, ways
 
 from lipprep.stages.align import find_profile, mean_face, repair
-from lipprep.stages.landmarks import Face, track
-from lipprep.stages.landmarks.detector import Region
+from lipprep.stages.landmarks import track
 from lipprep.stages.landmarks.facemesh import FaceMesh
 from lipprep.stages.landmarks.mesh import IBUG_68, Mesh
 from lipprep.stages.landmarks.torch_mesh import TorchMesh
 from lipprep.stages.video import read_frames
 
 CROP = 96
-tracking = importlib.import_module("lipprep.stages.landmarks.track")  # the package's `track` is the function
-Frames = Sequence[np.ndarray]
-Way = Callable[[Frames], np.ndarray]  # gray frames -> points (T, 68, 2)
 
 
 # The clips
@@ -69,64 +61,6 @@ def with_cuts(clips: list[Frames]) -> list[Frames]:
     cut = FRAMES // 2
     other = [[np.roll(frame, frame.shape[1] // 3, axis=1) for frame in clip[cut:]] for clip in clips]
     return [[*a[:cut], *b] for a, b in zip(clips, other[1:] + other[:1], strict=True)]
-
-
-# Other ways to track
-
-
-class OnePass(Mesh):
-    """The network runs once on the first frame, too."""
-
-    def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray | None, Face | None]:
-        return super().fit(frame, replace(face, tracked=True))
-
-
-@contextlib.contextmanager
-def interpreters(**changed: object) -> Iterator[None]:
-    """Interpreters started here get other arguments than Mesh gives them."""
-    plain = litert.Interpreter
-    with mock.patch.object(litert, "Interpreter", lambda **given: plain(**given | changed)):
-        yield
-
-
-def ways() -> dict[str, Way]:
-    """The present way first."""
-    mesh, one_pass, threads = Mesh(), OnePass(), Mesh()
-    with interpreters(num_threads=2):
-        threads.faces(np.zeros((256, 256), np.uint8))
-        threads.fit(np.zeros((256, 256), np.uint8), Face((0, 0, 9, 9), 1, Region(128, 128, 200, 0), True))
-
-    def counting(every: int, frames: Frames) -> np.ndarray:
-        with mock.patch.object(tracking, "COUNT_EVERY", every):
-            return track(frames, mesh).points
-
-    def every(step: int, frames: Frames) -> np.ndarray:
-        known = sorted({*range(0, len(frames), step), len(frames) - 1})
-        points = np.full((len(frames), 68, 2), np.nan, np.float32)
-        points[known] = counting(tracking.COUNT_EVERY // step, [frames[t] for t in known])
-        filled = repair(points)
-        filled[known] = points[known]  # a face that was missed stays missed
-        return filled
-
-    def nearest(frames: Frames) -> np.ndarray:
-        with mock.patch.object(cv2, "INTER_LINEAR", cv2.INTER_NEAREST):
-            return track(frames, mesh).points
-
-    def other_pixel(frames: Frames) -> np.ndarray:
-        first = frames[0].copy()
-        first[128, 128] ^= 1
-        return track([first, *frames[1:]], mesh).points
-
-    return {
-        "present": lambda frames: track(frames, mesh).points,
-        "one pixel of the first frame off by one": other_pixel,
-        "no detector after the first frame": partial(counting, sys.maxsize),
-        "one pass on the first frame": lambda frames: track(frames, one_pass).points,
-        "nearest pixel in the patch": nearest,
-        "2 threads in the interpreter": lambda frames: track(frames, threads).points,
-        "every 2nd frame, interpolated": partial(every, 2),
-        "every 3rd frame, interpolated": partial(every, 3),
-    }
 
 
 # Agreement
@@ -226,11 +160,18 @@ def after_cuts(clips: list[Frames]) -> dict[str, int]:
 
 
 def whole_chain(videos: list[Path], rounds: int) -> dict[str, dict]:
-    """Decoding and tracking against decoding and 30 bare invocations, milliseconds for each clip."""
+    """Decoding and tracking against decoding and 30 bare invocations, milliseconds for each clip.
+
+    `track` has some frames decoded in a row; frame by frame is without that, and a whole clip's frames are its limit.
+    """
     network, mesh, seconds = mesh_network(), Mesh(), defaultdict(list)
 
     def one_by_one(video: Path) -> None:
         track(map(np.asarray, read_frames(video)), mesh)
+
+    def frame_by_frame(video: Path) -> None:
+        with mock.patch.object(tracking, "_AT_ONCE", 1):
+            one_by_one(video)
 
     def decoded_first(video: Path) -> None:
         track([np.asarray(frame) for frame in read_frames(video)], mesh)
@@ -240,7 +181,8 @@ def whole_chain(videos: list[Path], rounds: int) -> dict[str, dict]:
             "decoding": partial(decode, [video]),
             "30 bare invocations": lambda: [network.invoke() for _ in range(FRAMES + 1)],
             "decoding and tracking": partial(one_by_one, video),
-            "decoded first": partial(decoded_first, video),
+            "the same, frame by frame": partial(frame_by_frame, video),
+            "the clip decoded first, then tracked": partial(decoded_first, video),
         }
         for call in calls.values():
             call()
@@ -290,13 +232,15 @@ def two_cores(videos: list[Path], rounds: int) -> dict[str, dict]:
 
 
 def networks(clips: list[Frames], rounds: int) -> dict[str, dict]:
-    """Time of the bare network, milliseconds for each picture, and what its points move in pixels of the patch."""
-    pictures = patches_seen(clips, 32)
+    """Time of the bare network, milliseconds for each picture, and what its points move in pixels of the patch.
+
+    Judged on every other clip; int8 is calibrated on the clips between.
+    """
+    pictures = patches_seen(clips[1::2], 32)
     alone = {"shipped": Alone(model_path=str(NETWORK))}
     alone |= {f"shipped, batch {n}": Alone(batch=n, model_path=str(NETWORK)) for n in (4, 8, 16)}
     alone["one channel"] = Alone(channels=1, model_content=float_model(channels=1))
-    # Other pictures than those it is tested on.
-    alone |= {name: Alone(model_content=made) for name, made in quantised(patches_seen(clips[1:], 64)[1::2]).items()}
+    alone |= {name: Alone(model_content=made) for name, made in quantised(patches_seen(clips[::2], 32)).items()}
     expected = alone["shipped"](pictures)
     moved = {name: np.linalg.norm(network(pictures) - expected, axis=2) for name, network in alone.items()}
     # As many pictures on every side.
@@ -353,17 +297,25 @@ def show(title: str, rows: dict[str, dict]) -> None:
 
 def machine() -> dict[str, object]:
     """The machine in general terms, and the versions that matter."""
-    names = ("ai-edge-litert", "av", "numpy", "opencv-python", "torch")
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):  # /proc is Linux's
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()} | {n: version(n) for n in names}
+    about = {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
+    for name in ("ai-edge-litert", "ai-edge-quantizer", "av", "numpy", "opencv-python", "torch"):
+        with contextlib.suppress(PackageNotFoundError):  # without the quantiser the rows of int8 are left out
+            about[name] = version(name)
+    return about
+
+
+TWO = click.IntRange(2)  # int8 is calibrated on one and judged on another
 
 
 @click.command()
-@click.option("-n", "samples", default=8, show_default=True, help="Clips of the sample corpus.")
-@click.option("--real", default=12, show_default=True, help="Videos of the folder LIPPREP_GRID, if it is set.")
+@click.option("-n", "samples", type=TWO, default=8, show_default=True, help="Clips of the sample corpus.")
+@click.option(
+    "--real", type=TWO, default=12, show_default=True, help="Videos of the folder LIPPREP_GRID, if it is set."
+)
 @click.option("--rounds", default=5, show_default=True, help="How often each side is timed on each clip.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
 def main(samples: int, real: int, rounds: int, as_json: bool) -> None:

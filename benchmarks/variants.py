@@ -1,27 +1,97 @@
-"""Other forms of the mesh network for landmarks.py: batches, one channel, int8, a smaller input."""
+"""What landmarks.py compares: other ways to track, and other forms of the mesh network (batches, one channel, int8)."""
 
 import contextlib
 import importlib.util
 import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import cv2
 import flatbuffers
 import numpy as np
 from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as tflite
 
-from lipprep.stages.landmarks import track
+from lipprep.stages.align import repair
+from lipprep.stages.landmarks import Face, track
+from lipprep.stages.landmarks.detector import Region
 from lipprep.stages.landmarks.mesh import IBUG_68, MESH_SIZE, Mesh, network_file
 
 NETWORK = network_file("face_landmarks_detector")
+tracking = importlib.import_module("lipprep.stages.landmarks.track")  # the package's `track` is the function
+Frames = Sequence[np.ndarray]
+Way = Callable[[Frames], np.ndarray]  # gray frames -> points (T, 68, 2)
+
+
+# Other ways to track
+
+
+class OnePass(Mesh):
+    """The network runs once on the first frame, too."""
+
+    def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray | None, Face | None]:
+        return super().fit(frame, replace(face, tracked=True))
+
+
+@contextlib.contextmanager
+def interpreters(**changed: object) -> Iterator[None]:
+    """Interpreters started here get other arguments than Mesh gives them."""
+    plain = litert.Interpreter
+    with mock.patch.object(litert, "Interpreter", lambda **given: plain(**given | changed)):
+        yield
+
+
+def ways() -> dict[str, Way]:
+    """The present way first."""
+    mesh, one_pass, threads = Mesh(), OnePass(), Mesh()
+    with interpreters(num_threads=2):
+        threads.faces(np.zeros((256, 256), np.uint8))
+        threads.fit(np.zeros((256, 256), np.uint8), Face((0, 0, 9, 9), 1, Region(128, 128, 200, 0), True))
+
+    def counting(every: int, frames: Frames) -> np.ndarray:
+        with mock.patch.object(tracking, "COUNT_EVERY", every):
+            return track(frames, mesh).points
+
+    def every(step: int, frames: Frames) -> np.ndarray:
+        known = sorted({*range(0, len(frames), step), len(frames) - 1})
+        points = np.full((len(frames), 68, 2), np.nan, np.float32)
+        points[known] = counting(tracking.COUNT_EVERY // step, [frames[t] for t in known])
+        filled = repair(points)
+        filled[known] = points[known]  # a face that was missed stays missed
+        return filled
+
+    def nearest(frames: Frames) -> np.ndarray:
+        with mock.patch.object(cv2, "INTER_LINEAR", cv2.INTER_NEAREST):
+            return track(frames, mesh).points
+
+    def other_pixel(frames: Frames) -> np.ndarray:
+        first = frames[0].copy()
+        first[128, 128] ^= 1
+        return track([first, *frames[1:]], mesh).points
+
+    return {
+        "present": lambda frames: track(frames, mesh).points,
+        "one pixel of the first frame off by one": other_pixel,
+        "no detector after the first frame": partial(counting, sys.maxsize),
+        "one pass on the first frame": lambda frames: track(frames, one_pass).points,
+        "nearest pixel in the patch": nearest,
+        "2 threads in the interpreter": lambda frames: track(frames, threads).points,
+        "every 2nd frame, interpolated": partial(every, 2),
+        "every 3rd frame, interpolated": partial(every, 3),
+    }
+
+
+# Other forms of the network
 
 
 def patches_seen(clips: list[Sequence[np.ndarray]], count: int) -> np.ndarray:
-    """`count` pictures (N, 256, 256, 1) that the network sees while it tracks, float32 in 0..1."""
+    """`count` pictures (N, 256, 256, 1), evenly spread, that the network sees while it tracks, float32 in 0..1."""
     seen, mesh = [], Mesh()
     network = mesh._mesh
 
@@ -32,7 +102,7 @@ def patches_seen(clips: list[Sequence[np.ndarray]], count: int) -> np.ndarray:
     with mock.patch.object(mesh, "_mesh", spy):
         for clip in clips:
             track(clip, mesh)
-    return np.stack(seen)[:: max(1, len(seen) // count), ..., None][:count]
+    return np.stack([seen[n] for n in np.linspace(0, len(seen) - 1, count).astype(int)])[..., None]
 
 
 class Alone:

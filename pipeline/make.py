@@ -196,8 +196,7 @@ def _up_to(limit: int, pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 
 def _track_held(held: list, videos: list[tuple[str, list[Clip]]], detector: BatchDetector, made: list) -> None:
-    with spent(detector.name):
-        tracked = _track_all([pictures for _, _, pictures in held], detector)
+    tracked = _track_all([pictures for _, _, pictures in held], detector)
     for (n, frames, _), found in zip(held, tracked, strict=True):
         if isinstance(found, Exception):
             made[n] = [reason(found)] * len(videos[n][1])

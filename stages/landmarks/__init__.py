@@ -25,12 +25,14 @@ DETECTORS = ("mesh", "fan", "dlib")
 
 
 def load_detector(name: str, *, device: str = "cpu") -> Detector:
-    """Load a detector by name: mesh, fan or dlib. `device` is a torch device for mesh and fan; dlib knows none.
+    """Load a detector by name: mesh, fan or dlib. `device` is a torch device for mesh and fan.
 
-    Raises ValueError for another name, where the weights or the package of a detector are missing, and for a device
-    that is not there.
+    Raises ValueError for another name, where the weights or the package of a detector are missing, for a device
+    that is not there, and for dlib on any but the CPU, which is all it knows.
     """
-    if name in ("mesh", "fan") and device != "cpu":
+    if name == "dlib" and device != "cpu":
+        raise ValueError(f"the detector dlib runs on the CPU alone, not on {device!r}: use the detector mesh or fan")
+    if name in DETECTORS and device != "cpu":
         _check_device(device)
     if name == "mesh" and device != "cpu":
         from lipprep.stages.landmarks.torch_mesh import TorchMesh
@@ -61,5 +63,11 @@ def _check_device(name: str) -> None:
         if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
             torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0]
-        raise ValueError(f"there is no torch device {name!r} ({reason}): use --device cpu") from error
+        here, reason, remedy = ["cpu"], "", "use --device cpu"
+        if (kind := torch.accelerator.current_accelerator()) is not None:
+            here += [f"{kind}:{index}" for index in range(torch.accelerator.device_count())]
+        if name.partition(":")[0] == "cuda":  # of other devices torch says nothing to the point
+            reason = f" ({str(error).splitlines()[0].partition('. ')[0]})"
+            if not torch.backends.cuda.is_built():
+                remedy = f"install a CUDA build of torch (https://pytorch.org/get-started), or {remedy}"
+        raise ValueError(f"there is no torch device {name!r}{reason}, only {', '.join(here)}: {remedy}") from error

@@ -4,7 +4,7 @@ problem?"), the network of the face-alignment package.
 Faces come from the embedded BlazeFace, and are cropped as face-alignment crops its own detectors' boxes. Its
 points are whole heat map pixels and a quarter; ours are the maximum of a Gaussian through the neighbours of
 the peak. One face takes about a third of a second on a CPU core: this detector wants a GPU, where it crops and
-decodes too, and runs the network in half precision.
+decodes too, and runs the network in half precision, a batch of frames while the next ones are looked through for faces.
 
 Tested on the CPU, on the network with random weights and on drawn heat maps: the published weights are not part of
 this package, and it has never been run on a GPU.
@@ -21,6 +21,7 @@ import numpy as np
 from lipprep.stages.landmarks.detector import Face, weights_identity
 from lipprep.stages.landmarks.mesh import Mesh
 from lipprep.stages.landmarks.track import ClipLandmarks, track
+from lipprep.stages.stopwatch import spent
 
 if TYPE_CHECKING:
     import torch
@@ -87,31 +88,44 @@ class Fan:
         """Give every face of a gray frame (H, W) uint8."""
         return self._blazeface.faces(frame)
 
-    def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray, None]:
-        """Give the 68 points (68, 2) float32 in pixels; every frame is detected anew, so no next face."""
-        return self._fit_all([(frame, face)])[0], None
+    def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray | None, None]:
+        """Give the 68 points (68, 2) float32 in pixels, None where the network sees no face.
+
+        Every frame is detected anew, so no next face.
+        """
+        from lipprep.stages.landmarks.patches import inference
+
+        with inference():
+            points = self._fit_batch([(frame, face)])[0].cpu().numpy()
+        return (None if np.isnan(points).any() else points), None
 
     def track_clips(self, clips: Sequence[Sequence[np.ndarray]]) -> list[ClipLandmarks]:
-        """Give what `track` gives for each clip, gray frames (H, W) uint8; the network sees many frames at once."""
-        chosen = _Chosen(self)
-        tracked = [track(clip, chosen) for clip in clips]
-        points = iter(self._fit_all(chosen.found))
-        for clip in tracked:
-            for row in clip.points:
-                if np.isfinite(row).all():
-                    row[:] = next(points)
-        return tracked
+        """Give what `track` gives for each clip, gray frames (H, W) uint8; the network sees many frames at once.
 
-    def _fit_all(self, found: list[tuple[np.ndarray, Face]]) -> np.ndarray:
-        """Give the points (N, 68, 2) float32 of faces, each in its frame; the host waits for the device once."""
+        A clip with a frame in which the network sees no face is done again by `track` itself, as such a frame bears
+        on which face is chosen later.
+        """
         import torch
 
-        batch = CPU_BATCH if torch.device(self.device).type == "cpu" else BATCH
-        with torch.inference_mode():
-            points = [self._fit_batch(found[start : start + batch]) for start in range(0, len(found), batch)]
-            return torch.cat(points).cpu().numpy() if points else np.empty((0, 68, 2), np.float32)
+        from lipprep.stages.landmarks.patches import inference
+
+        with inference():
+            queue = _Queue(self, CPU_BATCH if torch.device(self.device).type == "cpu" else BATCH)
+            tracked = [track(clip, queue) for clip in clips]
+            with spent(self.name):
+                points = queue.collect()
+        for index, clip in enumerate(tracked):
+            chosen = np.isfinite(clip.points).all(axis=(1, 2))
+            clip.points[chosen], points = np.split(points, [chosen.sum()])
+            if np.isnan(clip.points[chosen]).any():
+                tracked[index] = track(clips[index], self)
+        return tracked
 
     def _fit_batch(self, found: list[tuple[np.ndarray, Face]]) -> "torch.Tensor":
+        """Give the points (N, 68, 2) float32 of faces, each in its frame, NaN where the network draws no peak.
+
+        They are on the device, which may not have begun to compute them.
+        """
         import torch
 
         from lipprep.stages.landmarks.patches import DeviceFrames, upload
@@ -135,23 +149,40 @@ class Fan:
         return places * on_device[:, :1, :1] + on_device[:, None, :, 2]
 
 
-class _Chosen:
-    """A detector that finds no points and keeps the faces that `track` chose, each with its frame."""
+class _Queue:
+    """A detector that queues the faces that `track` chooses for the device, a batch at a time; zeros are its points."""
 
-    def __init__(self, fan: Fan) -> None:
+    def __init__(self, fan: Fan, batch: int) -> None:
         self.name, self.identity, self.faces = fan.name, fan.identity, fan.faces
-        self.found: list[tuple[np.ndarray, Face]] = []
+        self._fit_batch, self._batch = fan._fit_batch, batch
+        self._waiting: list[tuple[np.ndarray, Face]] = []
+        self._points: list[torch.Tensor] = []
 
     def fit(self, frame: np.ndarray, face: Face) -> tuple[np.ndarray, None]:
-        self.found.append((frame, face))
+        self._waiting.append((frame, face))
+        if len(self._waiting) == self._batch:
+            self._launch()
         return np.zeros((68, 2), np.float32), None
+
+    def _launch(self) -> None:
+        self._points.append(self._fit_batch(self._waiting))
+        self._waiting = []
+
+    def collect(self) -> np.ndarray:
+        """Give the points (N, 68, 2) of all faces; the host waits for the device here alone."""
+        import torch
+
+        if self._waiting:
+            self._launch()
+        return torch.cat(self._points).cpu().numpy() if self._points else np.empty((0, 68, 2), np.float32)
 
 
 def decode_heatmaps(heatmaps: "torch.Tensor") -> "torch.Tensor":
     """Give the peak of each heat map (N, P, H, W) as x, y in its pixels (N, P, 2), to a fraction of one.
 
     Through the logarithms of the highest pixel and its two neighbours goes a parabola, in x and in y: exact
-    for the Gaussians that the network was trained to draw. A peak on the border keeps that coordinate.
+    for the Gaussians that the network was trained to draw. A peak on the border keeps that coordinate. NaN where there
+    is no peak: in a map that is nowhere above 0, or not all of numbers.
     """
     import torch
 
@@ -169,8 +200,10 @@ def decode_heatmaps(heatmaps: "torch.Tensor") -> "torch.Tensor":
         curved = inner & (curvature <= -1e-9)
         return torch.where(curved, (before - after) / torch.where(curved, 2 * curvature, 1), 0)
 
-    floor = flat.amax(dim=2).clamp(min=1e-6) * 1e-3
+    highest = flat.amax(dim=2)
+    floor = highest.clamp(min=1e-6) * 1e-3
     peak = log_at(y, x)
     dx = offset(log_at(y, x - 1), log_at(y, x + 1), (x > 0) & (x < width - 1))
     dy = offset(log_at(y - 1, x), log_at(y + 1, x), (y > 0) & (y < height - 1))
-    return torch.stack([x + dx, y + dy], dim=-1)
+    drawn = (highest > 0) & highest.isfinite()
+    return torch.where(drawn[..., None], torch.stack([x + dx, y + dy], dim=-1), torch.nan)

@@ -1,9 +1,21 @@
-"""Gray frames on a torch device, and square patches cut out of many of them at once."""
+"""What the detectors on a torch device share: how they run, gray frames there, and square patches cut out of many."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Run networks without gradients, and with the same result each time.
+
+    cudnn would choose convolutions by timing them, another one in every run, and round their input to 10 bits.
+    """
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), flags:
+        yield
 
 
 def upload(values: np.ndarray, device: str | torch.device) -> torch.Tensor:
@@ -26,12 +38,14 @@ class DeviceFrames:
         """Cut a patch out of each frame of `which`: (N, size, size) float32, whole gray levels.
 
         `to_frame` (N, 2, 3) float32 maps pixels of the patch to pixels of the frame. Bilinear as cv2.warpAffine,
-        with its BORDER_REPLICATE or, without `replicate`, zeros round the frame.
+        with its BORDER_REPLICATE or, without `replicate`, zeros round the frame. A map that is not of numbers shows
+        one of the frame's pixels.
         """
         first, height, width = self._places[which, :, None, None].unbind(dim=1)
         steps = torch.arange(size, dtype=torch.float32, device=to_frame.device)
         a, b, c = to_frame[:, :, :, None, None].unbind(dim=2)
-        x, y = (a * steps + b * steps[:, None] + c).unbind(dim=1)
+        # NaN would become an index outside the pixels: on CUDA an error that lasts for the rest of the process.
+        x, y = (a * steps + b * steps[:, None] + c).nan_to_num().unbind(dim=1)
         if replicate:
             x, y = x.clamp(min=0).minimum(width - 1), y.clamp(min=0).minimum(height - 1)
         left, top = x.floor(), y.floor()

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lipprep.stages.landmarks import load_detector
 from lipprep.stages.landmarks.fan import WEIGHTS
@@ -21,6 +22,21 @@ def test_a_device_that_is_not_there_is_said_when_loading(weights, name, device):
     with pytest.raises(ValueError, match="use --device cpu") as error:
         load_detector(name, device=device)
     assert repr(device) in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def test_what_torch_lacks_is_said(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    with pytest.raises(ValueError, match="install a CUDA build of torch"):
+        load_detector("mesh", device="cuda:99")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="only cpu, xpu:0, xpu:1: use --device cpu"):
+        load_detector("mesh", device="xpu:7")
+
+
+def test_dlib_runs_on_the_cpu_alone():
+    with pytest.raises(ValueError, match="dlib runs on the CPU alone, not on 'cuda'"):
+        load_detector("dlib", device="cuda")
 
 
 def test_other_torch_devices_have_the_torch_mesh():

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lipprep.stages.landmarks import BatchDetector, load_detector, track, track_clips
+from lipprep.stages.landmarks import BatchDetector, Face, load_detector, track, track_clips
+from lipprep.stages.landmarks.detector import Region
 from lipprep.stages.landmarks.facemesh import FaceMesh
 from lipprep.stages.landmarks.mesh import network_file
 from lipprep.stages.landmarks.torch_mesh import TorchMesh
+from lipprep.stages.stopwatch import time_by_part
 
 NETWORK = network_file("face_landmarks_detector")
 
@@ -150,6 +152,21 @@ def test_later_detections_count_and_correct(mesh, torch_mesh, gray, monkeypatch,
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("where", [np.nan, 1e30])
+def test_a_region_that_is_nowhere_has_no_face(mesh, torch_mesh, gray, monkeypatch, where):
+    lost = Face((0, 0, 10, 10), 0.9, Region(where, where, where, 0.0))
+    for detector in (mesh, torch_mesh):
+        monkeypatch.setattr(detector, "faces", lambda frame: [lost])
+        (found,) = track_clips([[gray] * 2], detector)
+        assert np.isnan(found.points).all() and found.points.shape == (2, 68, 2) and found.max_faces == 1
+
+
+def test_time_is_counted_by_part(torch_mesh, gray):
+    time_by_part()
+    track_clips([[gray]], torch_mesh)
+    assert {"detect", "mesh"} <= time_by_part().keys()
+
+
 def test_it_is_the_detector_mesh(mesh, torch_mesh):
     assert isinstance(torch_mesh, BatchDetector) and not isinstance(mesh, BatchDetector)
     copy = pickle.loads(pickle.dumps(torch_mesh))
@@ -183,3 +200,14 @@ def test_host_and_device_do_not_wait_for_each_other_between_frames(gray):
         made.append(tensors.made)
         assert tensors.calls["aten.conv2d.default"] == 105 * (length + 1)
     assert made[0] == made[1] > 0
+
+
+def test_the_device_works_while_later_frames_are_detected(gray, monkeypatch):
+    done = []
+    detector = TorchMesh(device="meta")
+    network, faces = detector._network, detector.faces
+    detector.__dict__["_network"] = lambda patches: done.append("network") or network(patches)
+    monkeypatch.setattr(detector, "faces", lambda frame: done.append("detect") or faces(frame))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):
+        detector.track_clips([[gray] * 13])
+    assert done == ["detect", *["network"] * 14, "detect"]  # the first frame takes two
