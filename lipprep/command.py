@@ -11,7 +11,7 @@ import click
 
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.remote import RemotePath, place
-from lipprep.stages.store import RemoteError
+from lipprep.stages.store import RemoteError, masked
 from lipprep.stages.untrusted import printable
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -44,7 +44,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _legible(message: str) -> str:
-    return "\n".join(printable(line) for line in message.split("\n"))
+    return "\n".join(printable(line) for line in masked(message).split("\n"))
 
 
 class Place(click.ParamType):
@@ -67,7 +67,7 @@ class LocalFolder(click.Path):
 
     def convert(self, value: str | Path, param: object, ctx: object) -> Path:
         if "://" in str(value):
-            self.fail(f"{printable(value)} is a URL: name a local folder")
+            self.fail(f"{printable(masked(str(value)))} is a URL: name a local folder")
         return super().convert(value, param, ctx)
 
 

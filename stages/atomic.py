@@ -87,10 +87,12 @@ def _beside(path: Path | RemotePath) -> Path:
 
 
 def publish(temporary: Path, path: Path | RemotePath) -> None:
-    """Give a file that is whole its name, replacing an older one: by renaming it, or by uploading it."""
+    """Give a file that is whole its name, replacing an older one: by renaming it, or by uploading it.
+
+    What was uploaded is still there, for its writer to remove when all that belongs to it is.
+    """
     if isinstance(path, RemotePath):
         path.upload(temporary)
-        temporary.unlink()
     else:
         temporary.replace(path)
         fsync_folder(path.parent)
@@ -132,8 +134,8 @@ def write_text(path: Path | RemotePath, text: str) -> None:
 def fetched(path: Path | RemotePath) -> Iterator[Path]:
     """A local file with the content of `path`, for those who read all of it: itself where it is local, else a copy.
 
-    Raises FileNotFoundError where there is none. The copy goes at the end, that of a process that was killed with the
-    next one.
+    Raises FileNotFoundError where there is none, RemoteError where it changes meanwhile. The copy goes at the end, that
+    of a process that was killed with the next one.
     """
     if not isinstance(path, RemotePath):
         yield path
@@ -141,10 +143,11 @@ def fetched(path: Path | RemotePath) -> Iterator[Path]:
     where = scratch(path.parent)
     _drop_copies_of_the_dead(where)
     with tempfile.TemporaryDirectory(prefix=f"{_COPY}{os.getpid()}-", dir=where) as folder:
-        local, size = Path(folder) / path.name, path.stat().st_size
+        local, status = Path(folder) / path.name, path.stat()
         with io.BufferedWriter(Output(local)) as file:
-            for start in range(0, size, _FETCH):
-                file.write(path.read_range(start, min(start + _FETCH, size)))
+            for start in range(0, status.st_size, _FETCH):
+                file.write(path.read_range(start, min(start + _FETCH, status.st_size)))
+        path.check_unchanged(status)
         yield local
 
 

@@ -12,22 +12,28 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from lipprep.stages.store import STORES, RemoteError, ask, check_installed, filesystem, store_of
+from lipprep.stages.store import STORES, BehindEnd, RemoteError, ask, check_installed, filesystem, masked, store_of
 from lipprep.stages.untrusted import printable
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(.*)", re.DOTALL)
+# What stores call what changes with an object's content, or when it did.
+_TAGS = ("ETag", "etag", "generation", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
 REQUESTS = 16  # at once
 _BUFFER = 1 << 16  # bytes: what a seek throws away
 _SUBFOLDERS = 1000
 WHOLE = 64 << 20  # bytes: a video of up to this size is fetched with one request and held
+_STALE = 7 * 86400.0  # seconds
 _LISTING = 600.0  # seconds, for up to a thousand names each of which a request gives
 
 
@@ -53,23 +59,31 @@ def place(text: "str | Path | RemotePath") -> "Path | RemotePath":
     """
     if isinstance(text, RemotePath):
         return text
-    match, known = _URL.fullmatch(str(text)), ", ".join(f"{name}://" for name in STORES)
+    match, shown = _URL.fullmatch(str(text)), printable(masked(str(text)))
     if match is None:
+        start, colon, _ = str(text).partition(":")
+        if start.lower() == "pipe" and colon:
+            raise ValueError(f"{shown} is a command, and none is run: name the folder or file that it reads")
         start, slash, _ = str(text).partition(":/")
-        if "://" in str(text) or (slash and start.lower() in STORES):
-            raise ValueError(f"{printable(text)} is no URL that lipprep reads: write it as in s3://bucket/folder")
+        if "://" in str(text) or (slash and start.lower() in {"file", *STORES}):
+            raise ValueError(f"{shown} is no URL that lipprep reads: write it as in s3://bucket/folder")
         return Path(text)
     protocol, host, path = match[1].lower(), match[2], match[3]
     if protocol == "file":
         from urllib.request import url2pathname  # slow to import
 
+        if host not in ("", "localhost"):
+            raise ValueError(f"{shown} is a file of another machine: write file:///folder for one of this")
         return Path(url2pathname(path))
     if protocol not in STORES:
-        raise ValueError(f"{printable(text)}: {protocol}:// is not read or written; what is: {known}, or a local path")
+        known = ", ".join(f"{name}://" for name in STORES)
+        raise ValueError(f"{shown}: {protocol}:// is not read or written; what is: {known}, or a local path")
     if "::" in path or ".." in path.split("/") or not host:
-        raise ValueError(f"{printable(text)} is no plain URL of a bucket and what is in it: write s3://bucket/folder")
+        raise ValueError(f"{shown} is no plain URL of a bucket and what is in it: write s3://bucket/folder")
+    if "//" in path.rstrip("/"):  # to stores that is another name than with one
+        raise ValueError(f"{shown} has // in its path: write one /")
     if protocol in ("http", "https") and ("?" in path or "#" in path):
-        raise ValueError(f"{printable(text)}: URLs with ? or # are of one file each: give the folder that they are in")
+        raise ValueError(f"{shown}: URLs with ? or # are of one file each: give the folder that they are in")
     try:
         check_installed(protocol)
     except RemoteError as error:
@@ -81,7 +95,8 @@ class RemotePath:
     """A file or folder in a store, with those methods of pathlib.Path that lipprep uses.
 
     Those that ask the store raise RemoteError where it cannot be reached or refuses, and those that read
-    FileNotFoundError where there is nothing. Paths may be pickled, used by several threads, and after a fork.
+    FileNotFoundError where there is nothing. Paths may be pickled, used by several threads, and after a fork. Their
+    text has no passwords.
     """
 
     def __init__(self, root: str, path: PurePosixPath) -> None:
@@ -89,7 +104,7 @@ class RemotePath:
         self._root, self._path = root, path
 
     def __str__(self) -> str:
-        return self._root + str(self._path).rstrip("/")
+        return masked(self._root) + str(self._path).rstrip("/")
 
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
@@ -149,7 +164,8 @@ class RemotePath:
         return self
 
     def mkdir(self, *, parents: bool = True, exist_ok: bool = True) -> None:
-        """Nothing: a folder is there while something is in it."""
+        """Nothing: a folder is there while something is in it. RemoteError in a store that can be read only."""
+        self.check_writable()
 
     def stat(self) -> RemoteStat:
         return _status(self._ask("info"))
@@ -210,7 +226,10 @@ class RemotePath:
         """The bytes from `start` to `end`, with one request; fewer where the file ends before."""
         if end <= start:
             return b""
-        data = self._ask("cat_file", start=start, end=end, transfer=end - start)
+        try:
+            data = self._ask("cat_file", start=start, end=end, transfer=end - start)
+        except BehindEnd:
+            return b""
         if len(data) > end - start:
             raise RemoteError(f"{self}: the server sends no parts of files, but whole ones: copy the folder to a disk")
         return data
@@ -228,7 +247,7 @@ class RemotePath:
 
     def unlink(self, *, missing_ok: bool = True) -> None:
         """Remove the file; whether there was one, stores do not tell."""
-        self._writable()
+        self.check_writable()
         with contextlib.suppress(FileNotFoundError):
             self._ask("rm_file")
 
@@ -238,15 +257,25 @@ class RemotePath:
         A larger file goes to S3 in parts of 8 MiB. Where one fails the rest are discarded; those of a process that was
         killed stay, unseen, until a rule of the bucket removes them (AbortIncompleteMultipartUpload).
         """
-        self._writable()
+        self.check_writable()
         size = local.stat().st_size
         ask(self._root, str(self._path), "put_file", str(local), transfer=size, **store_of(self._root).upload)
         if (there := self.stat().st_size) != size:
             raise RemoteError(f"{self} has {there} bytes after {size} were uploaded: run the same command again")
 
-    def _writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raise RemoteError, saying what can be written to, where this store can only be read."""
         if store_of(self._root).read_only:
-            raise RemoteError(f"{self} can be read only: write to a bucket or to a local folder")
+            buckets = ", ".join(f"{name}://" for name, store in STORES.items() if not store.read_only)
+            raise RemoteError(f"{self} can be read only: write to a local folder or to a bucket ({buckets})")
+
+    def check_unchanged(self, status: RemoteStat) -> None:
+        """Raise RemoteError where the file is another than it was when `status` was asked for.
+
+        What was read of it in parts may then be of both.
+        """
+        if RemotePath.stat(self) != status:
+            raise RemoteError(f"{self} changed while it was read: run the same command again when it is written")
 
     def _ask(self, call: str, **options: Any) -> Any:
         return ask(self._root, str(self._path).rstrip("/"), call, **options)
@@ -265,7 +294,7 @@ class RemotePath:
 
     def _below(self, key: str) -> str:
         """The rest of a key of the store below this folder; empty where it is not below."""
-        here = filesystem(self._root)._strip_protocol(str(self)).rstrip("/") + "/"
+        here = filesystem(self._root)._strip_protocol(self._root + str(self._path)).rstrip("/") + "/"
         return key[len(here) :].rstrip("/") if key.startswith(here) else ""
 
     def _find(self) -> dict[str, RemoteStat]:
@@ -313,19 +342,23 @@ class HeldPath(RemotePath):
         with self.waiting():
             return super().read_range(start, end)
 
+    def check_unchanged(self, status: RemoteStat) -> None:
+        with self.waiting():
+            super().check_unchanged(status)
+
 
 def _status(info: dict) -> RemoteStat:
     kind = stat.S_IFDIR if info["type"] == "directory" else stat.S_IFREG
-    tags = ("ETag", "etag", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated")
-    tag = next((str(info[name]).strip('"') for name in tags if info.get(name)), None)
+    tag = next((str(info[name]).strip('"') for name in _TAGS if info.get(name)), None)
     return RemoteStat(int(info["size"] or 0), kind | 0o644, tag)
 
 
 class _RemoteFile(io.RawIOBase):
-    """A file in a store; each read is a request."""
+    """A file in a store; each read is a request. RemoteError where it changes between them."""
 
     def __init__(self, path: RemotePath) -> None:
-        self._path, self._size, self._at = path, path.stat().st_size, 0
+        self._path, self._status = path, path.stat()
+        self._size, self._at, self._read_before = self._status.st_size, 0, False
 
     def readable(self) -> bool:
         return True
@@ -349,7 +382,11 @@ class _RemoteFile(io.RawIOBase):
         return self._read(self._size)
 
     def _read(self, count: int) -> bytes:
-        data = self._path.read_range(self._at, min(self._at + count, self._size))
+        end = min(self._at + count, self._size)
+        data = self._path.read_range(self._at, end)
+        if end > self._at and (self._read_before or len(data) < end - self._at):
+            self._path.check_unchanged(self._status)
+        self._read_before = True
         self._at += len(data)
         return data
 
@@ -364,13 +401,27 @@ def signature(status: os.stat_result | RemoteStat) -> dict:
 def scratch(folder: RemotePath) -> Path:
     """The local folder where what goes to `folder` is written first, the same for all processes of one person.
 
-    Below TMPDIR, or /tmp. Raises ValueError where another person has made it: it could change what is uploaded.
+    Below TMPDIR, or /tmp. Raises ValueError where another person has made it, or may write there: they could
+    change what is uploaded.
     """
     mine = Path(tempfile.gettempdir()) / f"lipprep-{getattr(os, 'getuid', getpass.getuser)()}"
+    local = mine / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     mine.mkdir(mode=0o700, exist_ok=True)
     found = mine.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
         raise ValueError(f"{mine} is not yours: set TMPDIR to a folder that is")
+    if hasattr(os, "getuid") and found.st_mode & 0o022:
+        raise ValueError(f"others may write to {mine}: remove it, or set TMPDIR to another folder")
+    _sweep(mine)
     local = mine / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     local.mkdir(exist_ok=True)
     return local
+
+
+@cache
+def _sweep(mine: Path) -> None:
+    """Remove, once, what processes that were killed long ago have left and nobody came back for."""
+    for left in [*mine.glob("*/.*.tmp"), *mine.glob("*/copy-*")]:
+        with contextlib.suppress(OSError):  # another process is faster
+            if time.time() - left.stat().st_mtime > _STALE:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()

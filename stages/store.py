@@ -1,13 +1,16 @@
 """Object stores: which there are, how they are asked, and what their errors mean to people.
 
 fsspec does the talking. Asked again are questions that a network at fault has left without an answer; a store that
-has never answered is given up within 10 seconds, for then it is the address that is at fault.
+has never answered this process is given up within 10 seconds, for then it may be the address that is at fault.
 """
 
+import contextlib
 import errno
+import math
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +19,16 @@ from lipprep.stages.untrusted import printable
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_CONNECT = 4.0  # seconds; twice that and a pause are under 10
+_CONNECT = 4.0  # seconds
 _SILENCE = 20.0  # seconds
-_FIRST, _LATER = 10.0, 60.0  # seconds that an answer may take, beside the time of a transfer
+_FIRST = 7.0  # seconds for the first answer, with all tries: to start the program takes its time, too
+_LATER = 60.0  # seconds that an answer may take, beside the time of a transfer
 _SLOWEST = 100_000  # bytes a second
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between tries
 _PART, _PARTS = 8 << 20, 4  # bytes of a part of an upload, and how many are in memory and on their way at once
+
+
+AGAIN = ", then run the same command again to go on"
 
 
 class RemoteError(Exception):
@@ -30,6 +37,10 @@ class RemoteError(Exception):
     Neither ValueError nor OSError, so that nobody who catches those of a missing or damaged file takes a network that
     is away for one, and makes again, or records as failed, what is there.
     """
+
+
+class BehindEnd(RemoteError):
+    """The range that was asked for begins where the file has ended."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ _AZURE = Store(
     "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     upload={"overwrite": True},
 )
-_HTTP = Store("pip install aiohttp", "ask for files that need no password", read_only=True)
+_HTTP = Store("pip install aiohttp", "write https://USER:PASSWORD@HOST/FOLDER", read_only=True)
 _HF = Store("pip install huggingface_hub", "run `hf auth login`, or set HF_TOKEN", read_only=True)
 # Those that show an object whole or not at all. Protocols that run something (ssh, pipe), that read what a file says
 # they shall (reference, generic), or that show a file while it grows (ftp, smb, webdav) have no place here.
@@ -87,10 +98,28 @@ _PASSING = {
     "ServiceResponseError",
     "TransportError",  # google.auth
 }
+# What is at fault where a client cannot even be made, by the error's class or what it says.
+_SETTINGS = {
+    "ProfileNotFound": "AWS_PROFILE",
+    "ConfigParseError": "AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE",
+    "InvalidRegionError": "AWS_DEFAULT_REGION (as in us-east-1)",
+    "Invalid endpoint": "AWS_ENDPOINT_URL (as in http://localhost:9000)",
+}
+_INSECURE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # never get better, though their classes pass
+_PASSWORD = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
 _BUSY = {errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EBUSY)}  # what s3fs makes of 500 and 503
 
 _filesystems: dict[tuple[int, str], "AbstractFileSystem"] = {}
 _answered: set[str] = set()  # roots
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of URLs in it.
+
+    >>> masked("https://user:secret@host/x: no answer")
+    'https://user:***@host/x: no answer'
+    """
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def store_of(root: str) -> Store:
@@ -138,11 +167,16 @@ def ask(root: str, path: str, call: str, *args: object, seconds: float = 0, tran
     FileNotFoundError where there is nothing, RemoteError where the store cannot be reached or refuses.
     """
     url = root + path
-    for pause in _pauses(root):
+    if seconds and root not in _answered:  # a store that is silent is found out sooner by a short question
+        with contextlib.suppress(FileNotFoundError):
+            ask(root, path, "info")
+    pauses, until, told = iter(_PAUSES), math.inf, None
+    while True:
         try:
             files = filesystem(root)
+            until = min(until, time.monotonic() + _FIRST)  # what it takes to import is not the store's
             if files.async_impl:
-                limit = _LATER if root in _answered else _FIRST
+                limit = _LATER if root in _answered else max(0.1, until - time.monotonic())
                 options["timeout"] = limit + seconds + transfer / _SLOWEST
             answer = getattr(files, call)(*args, files._strip_protocol(url), **options)
         except RemoteError:
@@ -151,22 +185,21 @@ def ask(root: str, path: str, call: str, *args: object, seconds: float = 0, tran
             cause = _root_cause(error)
             if isinstance(cause, FileNotFoundError):
                 _answered.add(root)
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
-            if _code(cause) in ("InvalidRange", "416"):  # the file ends before
-                return b""
-            if pause is None or not _passes(cause):
-                raise RemoteError(_explain(cause, root, url)) from error
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), masked(url)) from error
+            if (code := _code(cause)) in ("InvalidRange", "416"):
+                raise BehindEnd(f"{masked(url)} ends before") from error
+            if code:
+                _answered.add(root)
+            if told is None or str(cause):  # a try that was given up for want of time has nothing to say
+                told = cause
+            pause = next(pauses, None)
+            late = root not in _answered and time.monotonic() + (pause or 0) > until
+            if pause is None or late or not _passes(cause):
+                raise RemoteError(_explain(told, root, masked(url))) from error
             time.sleep(pause)
         else:
             _answered.add(root)
             return answer
-    raise AssertionError
-
-
-def _pauses(root: str) -> Iterator[float | None]:
-    if root in _answered:
-        yield from _PAUSES
-    yield None
 
 
 def _code(error: BaseException) -> str:
@@ -190,6 +223,8 @@ def _root_cause(error: BaseException) -> BaseException:
 
 
 def _passes(error: BaseException) -> bool:
+    if any(sign in str(error) for sign in _INSECURE):
+        return False
     code = _code(error)
     if code.isdigit():
         return code[0] == "5" or code in ("408", "429")
@@ -204,21 +239,30 @@ def _passes(error: BaseException) -> bool:
 def _explain(error: BaseException, root: str, url: str) -> str:
     """What to tell people of an error: where, why, and what to do."""
     store, code, kind = store_of(root), _code(error), type(error).__name__
-    said = printable(str(error) or kind)[:300]
-    if "redential" in kind or code == "401":
+    said = printable(masked(str(error)) or kind)[:300]
+    for sign, setting in _SETTINGS.items():
+        if sign == kind or sign in said:
+            return f"{url}: {said.rstrip('.')}: see to {setting}"
+    if any(sign in said for sign in _INSECURE):
+        return (
+            f"{url}: there is no secure way to the store ({said}): see to the address; a certificate that only you "
+            "know is trusted where AWS_CA_BUNDLE, or SSL_CERT_FILE, names its file"
+        )
+    if "redential" in kind:
         return f"{url}: the store wants credentials, and none were found: {store.credentials}"
+    if code == "401":
+        return f"{url}: the store wants credentials, or others than these: {store.credentials}"
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
         return f"{url}: the store does not take these credentials ({said}): {store.credentials}"
     if code in ("AccessDenied", "403") or isinstance(error, PermissionError):
+        rights = "read" if store.read_only else "list, read and write"
         return (
-            f"{url}: access denied: ask for the right to list, read and write there, or use other credentials "
-            f"({store.credentials})"
+            f"{url}: access denied: ask for the right to {rights} there, or use other credentials "
+            f"({store.credentials}). A store may say so of what is not there, too: see to the URL"
         )
     if code in ("NoSuchBucket", "InvalidBucketName"):
-        return f"there is no bucket {root}: create it, or see to the URL (and to AWS_ENDPOINT_URL, if that is set)"
+        where = masked(root)
+        return f"there is no bucket {where}: create it, or see to the URL (and to AWS_ENDPOINT_URL, if that is set)"
     if _passes(error):
-        return (
-            f"{url}: no answer from the store ({said}): see to the address and the network, then run the same command "
-            "again to go on"
-        )
+        return f"{url}: no answer from the store ({said}): see to the address and the network{AGAIN}"
     return f"{url}: the store refuses ({kind}: {said})"

@@ -36,6 +36,7 @@ except ImportError:  # Windows
 _LARGEST = 64 << 20  # bytes of a block: the clips of a larger one are fetched by themselves, and not kept
 _SMALLEST = 100_000_000  # bytes of a folder: a few batches
 _DEFAULT = 50_000_000_000  # bytes, or a tenth of the disk
+_LEDGER = ".size.lock"  # says how many bytes blocks take
 _LOCKS = 64  # for all blocks: two of one lock are fetched one after the other
 _REQUESTS = 8  # at once
 _ROOM = 0.9  # of the size, after blocks have gone: looking for them takes a while, and is not done for each block
@@ -75,11 +76,16 @@ class RemoteShard:
 
 
 class BlockCache:
-    """Reads samples of remote shards through a folder. May be pickled, and used by several threads."""
+    """Reads samples of remote shards through a folder. May be pickled, and used by several threads.
+
+    Where the disk is full, which is said once, samples are fetched by themselves: blocks that are not kept would be
+    fetched for each of their samples.
+    """
 
     def __init__(self, folder: Path, *, size: int) -> None:
         """`size` is the most that blocks take there, in bytes."""
         self.folder, self.size = folder, size
+        self._full = False
 
     def read(self, shard: "RemoteShard", position: int) -> bytes:
         """The bytes of one sample: those that are kept, else those of its block are fetched.
@@ -87,18 +93,27 @@ class BlockCache:
         Raises FileNotFoundError and RemoteError as the shard's store does.
         """
         block, here = shard.block(position), position % BLOCK
-        if block.bytes > _LARGEST:
+        if (kept := self._kept(block, here)) is not None:
+            return kept
+        if not self._keeps(block):
             return read_range(shard.path, block.offset + block.starts[here], block.offset + block.starts[here + 1])
-        kept = self._kept(block, here)
-        return self._fetch(block, here) if kept is None else kept
+        return self._fetch(block, here)
+
+    def forget(self, shard: "RemoteShard", position: int) -> None:
+        """Let the block of a sample be fetched again when it is wanted: it may have been damaged on its way here."""
+        self._file(shard.block(position)).unlink(missing_ok=True)
 
     def prefetch(self, wanted: Iterable[tuple["RemoteShard", int]]) -> None:
         """Fetch the blocks of the samples (shard, position) that are `wanted`, several at once; not those kept."""
-        blocks = {shard.block(position).name: shard.block(position) for shard, position in wanted}
-        missing = [b for b in blocks.values() if b.bytes <= _LARGEST and not self._file(b).exists()]
+        blocks = {block.name: block for block in itertools.starmap(RemoteShard.block, wanted)}
+        missing = [b for b in blocks.values() if self._keeps(b) and not self._file(b).exists()]
         if len(missing) > 1:
             with ThreadPoolExecutor(min(len(missing), _REQUESTS)) as threads:
                 list(threads.map(lambda block: self._fetch(block, 0), missing))
+
+    def _keeps(self, block: "_Block") -> bool:
+        """Whether the block is kept when it is fetched."""
+        return not self._full and block.bytes <= _LARGEST and block.bytes + 4 * len(block.starts) <= self.size
 
     def _file(self, block: "_Block") -> Path:
         return self.folder / block.name[:2] / block.name
@@ -124,18 +139,20 @@ class BlockCache:
                     return None
                 kept.seek(start)
                 sample = kept.read(end - start)
-                os.utime(file)
         except OSError:
             return None
+        with contextlib.suppress(OSError):  # the file may be another person's
+            os.utime(file)
         return sample if _crc32(sample) == checks[4 * here : 4 * here + 4] else None
 
     def _keep(self, block: "_Block", content: bytes) -> None:
         checks = b"".join(_crc32(content[a:b]) for a, b in itertools.pairwise(block.starts))
         content += checks + _crc32(checks)
-        if len(content) > self.size:
-            return
         file = self._file(block)
-        with self._alone(".size.lock") as ledger:
+        # Written while the lock is held: who makes room counts what is there, and must not miss what is on its way.
+        with self._alone(_LEDGER) as ledger:
+            if self._full:
+                return
             ledger.seek(0)
             text = ledger.read(40)
             taken = int(text) if text.isdigit() else self._tidy(self.size)
@@ -151,9 +168,14 @@ class BlockCache:
                     out.write(content)
                 temporary.replace(file)
             except OSError as error:
-                # Training goes on without what a full disk does not take.
-                if disk_remedy(error) is None:
+                if (remedy := disk_remedy(error)) is None:
                     raise
+                self._full = True
+                warn(
+                    f"the cache {self.folder} takes no more ({error.strerror}): from here on every clip is fetched by "
+                    f"itself, in each epoch again. {remedy.capitalize()}, or name another folder with --cache, and "
+                    "start again"
+                )
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -177,11 +199,18 @@ class BlockCache:
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[BinaryIO]:
         """Hold a lock of the folder, a file; the system frees it when the process ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("a+b", buffering=0) as file:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as files:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = files.enter_context((self.folder / name).open("a+b", buffering=0))
+            except OSError as error:
+                if disk_remedy(error) is None:
+                    raise
+                file = io.BytesIO()  # a disk that has no room for a lock has none for a block
+            else:
+                if fcntl is not None:
+                    with contextlib.suppress(OSError):  # a file system without locks
+                        fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
 
@@ -206,7 +235,8 @@ def open_cache(
     """The cache to read remote `shards` through, of which `needed` bytes will be read; None for local ones.
 
     By default in the person's folder for such files, and of 50 GB, or a tenth of the disk, or half of what is free
-    there if that is less. Raises ValueError where `size` is too small to be of use, or the folder cannot be one.
+    there if that is less; None where that is too small to be of use, with a warning. Raises ValueError where a `size`
+    that was given is, or the folder cannot be one.
     """
     shards = place(shards)
     if not isinstance(shards, RemotePath):
@@ -216,12 +246,24 @@ def open_cache(
     folder = place(folder or _default_folder())
     if isinstance(folder, RemotePath):
         raise ValueError(f"the cache {folder} must be a local folder")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if size is not None and size < _SMALLEST:
+        raise ValueError(f"a cache of {size} bytes is of no use: --cache-size must be at least 100MB")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / _LEDGER).open("ab").close()
+    except OSError as error:
+        raise ValueError(
+            f"the cache {folder} cannot be written to ({error.strerror}): name another folder with --cache"
+        ) from error
     if size is None:
         disk = shutil.disk_usage(folder)
         size = min(_DEFAULT, disk.total // 10, (disk.free + _taken(folder)) // 2)
-    elif size < _SMALLEST:
-        raise ValueError(f"a cache of {size} bytes is of no use: --cache-size must be at least 100MB")
+        if size < _SMALLEST:
+            warn(
+                f"on the disk of {folder} is no room to keep what is read: every clip is fetched by itself, in each "
+                "epoch again. Make room, or name another folder with --cache"
+            )
+            return None
     if needed > size:
         warn(
             f"of the shards, {needed / 1e9:.3g} GB are read and {size / 1e9:.3g} GB kept in {folder}: the rest is "
@@ -247,10 +289,15 @@ def _taken(folder: Path) -> int:
 
 
 def _default_folder() -> Path:
+    try:
+        return _caches() / "lipprep"
+    except RuntimeError as error:
+        raise ValueError("you have no home folder to keep what is read in: name a folder with --cache") from error
+
+
+def _caches() -> Path:
     if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home())
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "lipprep"
+        return Path.home() / "Library" / "Caches"
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home())
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

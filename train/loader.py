@@ -9,7 +9,7 @@ Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,11 +45,13 @@ class ShardBatches(Dataset):
         self.crop_size = index.crop_size
         self.num_classes = len(index.labels)
 
-    def __getitem__(self, places: np.ndarray) -> dict | ValueError:
+    def __getitem__(self, places: np.ndarray) -> dict | ValueError | RemoteError:
         # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
         try:
             return self.read(places)
-        except (ValueError, OSError, RemoteError) as error:
+        except RemoteError as error:
+            return RemoteError(str(error))
+        except (ValueError, OSError) as error:
             return ValueError(str(error))
 
     def read(self, places: np.ndarray) -> dict:
@@ -86,10 +88,18 @@ class ShardBatches(Dataset):
         return RemoteShard(self.paths[shard], self.digests[shard], self.offsets[shard])
 
     def _sample(self, shard: int, position: int) -> dict:
+        if self.cache is None:
+            return self._checked(shard, position, read_range)
+        remote = self._remote(shard)
+        read = lambda *_: self.cache.read(remote, position)  # noqa: E731
+        try:
+            return self._checked(shard, position, read)
+        except ValueError:
+            self.cache.forget(remote, position)
+            return self._checked(shard, position, read)
+
+    def _checked(self, shard: int, position: int, read: Callable) -> dict:
         path = self.paths[shard]
-        read = read_range
-        if self.cache is not None:
-            read = lambda *_: self.cache.read(self._remote(shard), position)  # noqa: E731
         (sample,) = read_samples(path, self.offsets[shard], range(position, position + 1), read=read)
         shape = sample["mouth"].shape
         if shape[0] == 0 or shape[1:] != (self.crop_size, self.crop_size):
@@ -128,9 +138,9 @@ class BatchLoader:
         )
 
     def __iter__(self) -> Iterator[dict]:
-        """Raises the ValueError of a batch that could not be read, in its turn."""
+        """Raises the ValueError or RemoteError of a batch that could not be read, in its turn."""
         for batch in self._loader if self._loader.num_workers else _ahead(iter(self._loader)):
-            if isinstance(batch, ValueError):
+            if isinstance(batch, ValueError | RemoteError):
                 raise batch
             yield batch
 

@@ -14,7 +14,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
+from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train.augment import cross_entropy, train_batch
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, check_fits, save_checkpoint
@@ -63,7 +64,7 @@ def train(
     Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
 
     Raises ValueError where shards, recipe and checkpoint do not go together, or loss or weights are no longer
-    numbers, KeyboardInterrupt, with last.pt saved, where Ctrl-C was pressed, and RemoteError where a store does not
+    numbers, and, with last.pt saved, KeyboardInterrupt where Ctrl-C was pressed and RemoteError where a store does not
     answer.
     """
     index = load_index(shards)
@@ -135,12 +136,17 @@ def train(
             ),
         )
 
+    def stop() -> None:
+        if unseen:
+            _finite(unseen, step=done)
+        save(LAST)
+
     started = time.monotonic()
     unseen: list[torch.Tensor] = []  # losses of the steps since the last look at them, still on the device
     losses: list[float] = []  # of the steps since the last line of metrics, as are these:
     clips, seconds = 0, 0.0
     bar = tqdm(total=total, initial=done, unit="step", desc="train", disable=None, dynamic_ncols=True)
-    with bar, Metrics(run, step=done) as metrics, _ctrl_c() as pressed:
+    with bar, Metrics(run, step=done) as metrics, _ctrl_c() as pressed, _resumable(run, stop):
 
         def validate() -> None:
             nonlocal best
@@ -190,9 +196,7 @@ def train(
                 validate()
             since = time.monotonic()  # saving and validating are not training
         if done < total:
-            if unseen:
-                _finite(unseen, step=done)
-            save(LAST)
+            stop()
     if done < total:
         raise KeyboardInterrupt
     files = [run / name for name in (CONFIG, METRICS, LAST, BEST) if (run / name).is_file()]
@@ -319,6 +323,17 @@ def _warn_of_changes(checkpoint: Checkpoint, resolved: dict) -> None:
                 f"the run was on {name} {before[name]} and goes on with {resolved[name]}: it will not end in the same "
                 "weights as without the change"
             )
+
+
+@contextlib.contextmanager
+def _resumable(run: Path, stop: Callable[[], None]) -> Iterator[None]:
+    """Where a store stops answering, call `stop` and say how to go on."""
+    try:
+        yield
+    except RemoteError as error:
+        stop()
+        why = str(error).removesuffix(AGAIN)
+        raise RemoteError(f"{why}. The run is saved: go on with `--run {run} --resume auto`") from error
 
 
 @contextlib.contextmanager

@@ -57,8 +57,10 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError("the array is of another version of npy than 1.0")
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-    except (ValueError, TypeError, RecursionError, MemoryError) as error:  # what Python's parser says of nonsense
+    except Exception as error:  # Python's tokenizer and parser raise errors of many kinds at nonsense
         raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
+    if any(type(length) is not int for length in shape):  # numpy takes True for a number
+        raise ValueError(f"the header of the array says shape {shape}, which is none")
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"object arrays, which are pickles, and empty types are not read: {str(dtype)[:80]}")
     return shape, fortran, dtype

@@ -59,7 +59,12 @@ def test_urls_of_files_are_local():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pipe:curl://x", "no URL that lipprep reads"),
+        ("pipe:cat x", "pipe:cat x is a command, and none is run"),
+        ("PIPE:curl://x", "is a command"),
+        ("file://host/x", "is a file of another machine"),
+        ("file:/x", "no URL that lipprep reads"),
+        ("s3://bucket/a//b", "has // in its path"),
+        ("s3://bucket//a", "has // in its path"),
         ("pipe://curl", "pipe:// is not read or written; what is: s3://"),
         ("ssh://host/x", "ssh:// is not read"),
         ("sftp://host/x", "sftp:// is not read"),
@@ -78,6 +83,17 @@ def test_what_is_no_place_is_refused(text, message):
         place(text)
 
 
+def test_passwords_are_not_told():
+    pytest.importorskip("aiohttp")
+    url = "https://user:se:cr@t@127.0.0.1:9"
+    for path in (place(f"{url}/a"), place(url) / "a", pickle.loads(pickle.dumps(place(url))) / "a"):
+        assert str(path) == "https://user:***@127.0.0.1:9/a" and "cr@t" not in repr(path)
+    for wrong in (f"{url}/a?b", f"{url}/a//b", f"ftp{url[5:]}", f"x{url}"):
+        with pytest.raises(ValueError, match=r"user:\*\*\*@127") as told:
+            place(wrong)
+        assert "cr@t" not in str(told.value)
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"gs:// needs a package that is not installed: pip install gcsfs"):
@@ -86,7 +102,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def test_names_of_remote_paths():
     pytest.importorskip("s3fs")
-    path = place("S3://bucket/work//a/train-00001.tar/")
+    path = place("S3://bucket/work/a/train-00001.tar/")
     assert str(path) == "s3://bucket/work/a/train-00001.tar"
     assert (path.name, path.stem, path.suffix) == ("train-00001.tar", "train-00001", ".tar")
     assert path.with_suffix(".jsonl") == path.parent / "train-00001.jsonl" == path.with_name("train-00001.jsonl")
@@ -174,6 +190,29 @@ def test_files_are_read_in_any_order(bucket):
         (bucket / "none").read_bytes()
 
 
+def test_a_file_that_changes_while_it_is_read_is_told(bucket, monkeypatch):
+    path, told = bucket / "a", "a changed while it was read: run the same command again"
+    write_text(path, "0" * 3000)
+    for other in ("1" * 3000, "2" * 1500):
+        with path.open("rb", buffering=1000) as file:
+            assert len(file.read(10)) == 10
+            write_text(path, other)
+            with pytest.raises(RemoteError, match=told):
+                file.read(2000)
+    original = RemotePath.read_range
+
+    def replaced(path, start, end):
+        data = original(path, start, end)
+        write_text(path, f"{start:02000}")
+        return data
+
+    monkeypatch.setattr(RemotePath, "read_range", replaced)
+    monkeypatch.setattr("lipprep.stages.atomic._FETCH", 1000)
+    with pytest.raises(RemoteError, match=told), fetched(path):
+        pass
+    assert left(path) == []
+
+
 def test_a_held_file_is_asked_for_once(bucket, monkeypatch):
     path = bucket / "a"
     write_text(path, "0123456789")
@@ -208,6 +247,25 @@ def test_copies_of_killed_processes_go(bucket):
     with fetched(bucket / "w" / "a") as local:
         assert local.read_text() == "xyz"
     assert left(bucket / "w" / "a") == [f"copy-{os.getpid()}-x"]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners")
+def test_a_scratch_folder_that_others_may_write_to_is_refused(bucket):
+    scratch(bucket).parent.chmod(0o777)
+    with pytest.raises(ValueError, match=r"others may write to .*: remove it, or set TMPDIR"):
+        scratch(bucket)
+
+
+def test_what_nobody_came_back_for_goes(bucket, tmp_path, monkeypatch):
+    new, old, there = temporary_path(bucket / "a", "new"), temporary_path(bucket / "w" / "a", "old"), scratch(bucket)
+    (there / "copy-1-x").mkdir()
+    for path in (new, old, there / "copy-1-x" / "a", there / ".lock"):
+        path.write_text("x")
+    for path in (old, there / "copy-1-x", there / ".lock"):
+        os.utime(path, (0, 0))
+    (tmp_path / "scratch").rename(tmp_path / "later")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "later"))  # which was not looked at by this process
+    assert left(bucket / "w" / "a") == [] and sorted(left(bucket / "a")) == [new.name, ".lock"]
 
 
 def test_a_tar_comes_back(bucket, tmp_path):
@@ -329,6 +387,7 @@ def test_missing_credentials_are_named(bucket, monkeypatch):
 
 def test_an_address_where_nobody_listens(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(store, "_PAUSES", (0.01,))
     began = time.monotonic()
     with pytest.raises(RemoteError, match=r"no answer from the store .*http://127.0.0.1:9"):
         (bucket / "a").exists()
@@ -339,8 +398,38 @@ def test_a_server_that_says_nothing(bucket, monkeypatch):
     monkeypatch.setattr(store, "_FIRST", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(RemoteError, match="no answer from the store"):
-            (bucket / "a").exists()
+        for ask in ((bucket / "a").exists, bucket.entries):
+            with pytest.raises(RemoteError, match="no answer from the store"):
+                ask()
+
+
+def test_the_first_question_is_asked_again_too(bucket, wire):
+    line = wire(cuts=4, after=0)
+    assert not (bucket / "a").exists() and line.broken == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("AWS_PROFILE", "none", r"profile \(none\) could not be found: see to AWS_PROFILE"),
+        ("AWS_DEFAULT_REGION", "no region!", "see to AWS_DEFAULT_REGION"),
+        ("AWS_ENDPOINT_URL", "localhost:9000", "Invalid endpoint: localhost:9000: see to AWS_ENDPOINT_URL"),
+    ],
+)
+def test_settings_at_fault_are_named(bucket, monkeypatch, setting, value, message):
+    monkeypatch.setenv(setting, value)
+    with pytest.raises(RemoteError, match=message):
+        (bucket / "a").exists()
+
+
+def test_a_way_that_is_not_secure_is_told_at_once(bucket, s3_server, monkeypatch):
+    assert not (bucket / "a").exists()  # from here on, what passes is tried again
+    monkeypatch.setattr(store, "_filesystems", {})
+    monkeypatch.setattr(store, "_PAUSES", (300.0,))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{s3_server}")
+    for path in (bucket / "a", place(f"https://127.0.0.1:{s3_server}/a")):
+        with pytest.raises(RemoteError, match=r"no secure way to the store.*AWS_CA_BUNDLE"):
+            path.exists()
 
 
 @pytest.fixture
@@ -392,6 +481,15 @@ def test_refusals_are_told_at_once(bucket, refusing, status, code, message):
     assert asked == ["GET"]
     with pytest.raises(RemoteError):
         (bucket / "a").exists()  # whose answer has no text
+
+
+def test_a_web_server_that_refuses_is_told_without_the_password(bucket, refusing):
+    pytest.importorskip("aiohttp")
+    refusing(403, "AccessDenied")
+    path = place(os.environ["AWS_ENDPOINT_URL"].replace("//", "//user:secret@")) / "a"
+    with pytest.raises(RemoteError, match=r"access denied: .* right to read there") as told:
+        path.read_range(0, 5)
+    assert "user:***@" in str(told.value) and "secret" not in str(told.value)
 
 
 def test_a_busy_store_is_asked_again(bucket, refusing, monkeypatch):
@@ -479,17 +577,20 @@ def serve(tmp_path):
         yield start
 
 
-def test_web_servers_are_read(serve, tmp_path):
+def test_web_servers_are_read(serve, tmp_path, monkeypatch):
     pytest.importorskip("aiohttp")
     write_text(tmp_path / "w" / "a", "0123456789")
     folder = place(serve(Parts)) / "w"
     assert (folder / "a").read_text() == "0123456789" and (folder / "a").read_range(2, 4) == b"23"
     assert signature((folder / "a").stat())["size"] == 10 and not (folder / "b").is_file()
     assert folder.sizes(["a", "b"]) == {"a": 10}
-    with pytest.raises(RemoteError, match="can be read only"):
+    with pytest.raises(RemoteError, match=r"can be read only: write to a local folder or to a bucket \(s3://, "):
         write_text(folder / "a", "x")
     with pytest.raises(RemoteError, match="can be read only"):
+        TarWriter(folder / "a.tar")
+    with pytest.raises(RemoteError, match="can be read only"):
         (folder / "a").unlink()
+    monkeypatch.setattr(store, "_FIRST", 0.1)
     with pytest.raises(RemoteError, match="no answer from the store"):
         place("http://127.0.0.1:9/x").exists()
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,29 @@ def test_damaged_blocks_are_fetched_again(remote, shards, tmp_path, harm):
     assert len(blocks(cache)) == 1 and len(file.read_bytes()) == shard.offsets[16] + 4 * 17
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_what_was_damaged_on_its_way_is_fetched_once_more(remote, shards, tmp_path, monkeypatch, always):
+    original, fetched = cache_module.read_range, []
+
+    def damaged(*place):
+        content = bytearray(original(*place))
+        if always or not fetched:
+            content[:600] = bytes(600)
+        fetched.append(place)
+        return bytes(content)
+
+    monkeypatch.setattr(cache_module, "read_range", damaged)
+    batches = ShardBatches(remote, load_index(remote), "train", cache=BlockCache(tmp_path, size=GENEROUS))
+    places = np.array([[0, 0], [0, 1]])
+    if always:
+        with pytest.raises(ValueError, match=r"train-0000\.tar is damaged"):
+            batches.read(places)
+    else:
+        local = ShardBatches(shards, load_index(shards), "train")
+        assert torch.equal(batches.read(places)["video"], local.read(places)["video"])
+    assert len(fetched) == 2
+
+
 def test_the_least_recently_used_block_goes_first(make_shards, bucket, tmp_path):
     folder = put(make_shards(tmp_path / "local", splits={"train": [80]}, frames=(4, 4)), bucket)
     shard = remote_shard(folder)
@@ -107,8 +131,6 @@ def test_the_least_recently_used_block_goes_first(make_shards, bucket, tmp_path)
             cache.read(shard, position)
             assert sum(file.stat().st_size for file in blocks(cache)) <= cache.size
     assert third.parent.exists()
-    tiny = BlockCache(tmp_path / "tiny", size=block - 1)
-    assert tiny.read(shard, 40) == expected(tmp_path / "local", 40) and blocks(tiny) == []
 
 
 def test_a_lost_ledger_is_counted_again(make_shards, bucket, tmp_path):
@@ -147,15 +169,33 @@ def test_shards_that_call_themselves_others_take_nobodys_place(remote, shards, t
     assert len(blocks(cache)) == 3
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk")
-def test_a_full_disk_keeps_nothing_and_stops_nothing(remote, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fault", ["size", "disk"])
+def test_what_cannot_be_kept_is_fetched_once(remote, line, shards, tmp_path, monkeypatch, capsys, fault):
+    if fault == "disk" and not Path("/dev/full").exists():
+        pytest.skip("there is no full disk")
+    shard = remote_shard(remote)
+    cache = BlockCache(tmp_path, size=GENEROUS if fault == "disk" else int(shard.offsets[16]))
+    if fault == "disk":
+        full = Path("/dev/full")
+        monkeypatch.setattr(cache_module, "Output", lambda _: full.open("wb", buffering=0))
+        cache.prefetch([(shard, 0), (shard, 16)])
+    line.received = 0
+    cache.prefetch([(shard, position) for position in range(16)])
+    assert [cache.read(shard, position) for position in range(16)] == [expected(shards, p) for p in range(16)]
+    assert line.received < 1.5 * shard.offsets[16] and list(tmp_path.glob("??/*")) == []
+    assert capsys.readouterr().err.count("fetched by itself") == (fault == "disk")
+
+
+def test_a_block_whose_time_cannot_be_set_is_kept(remote, line, shards, tmp_path, monkeypatch):
     shard, cache = remote_shard(remote), BlockCache(tmp_path, size=GENEROUS)
     cache.read(shard, 0)
-    for file in blocks(cache):
-        file.unlink()
-    full = Path("/dev/full")
-    monkeypatch.setattr(cache_module, "Output", lambda _: full.open("wb", buffering=0))
-    assert cache.read(shard, 5) == expected(shards, 5) and blocks(cache) == []
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refuse)
+    line.cut()
+    assert cache.read(shard, 3) == expected(shards, 3)
 
 
 def test_batches_are_those_of_local_shards(remote, line, shards, tmp_path, monkeypatch):
@@ -173,7 +213,7 @@ def test_batches_are_those_of_local_shards(remote, line, shards, tmp_path, monke
     monkeypatch.setattr("lipprep.stages.store._PAUSES", (0.01,))
     for file in blocks(far.cache):
         file.unlink()
-    with pytest.raises(ValueError, match=r"train-000[01]\.tar: no answer from the store"):
+    with pytest.raises(RemoteError, match=r"train-000[01]\.tar: no answer from the store"):
         list(BatchLoader(far, plan, workers=0, pin_memory=False))
 
 
@@ -255,6 +295,30 @@ def test_the_default_cache_is_the_persons(tmp_path, monkeypatch):
     cache = open_cache("s3://bucket/x", needed=1)
     assert cache.folder == tmp_path / "lipprep" and 0 < cache.size <= 50 * 10**9
     assert cache.folder.stat().st_mode & 0o077 == 0
+
+
+def test_a_disk_without_room_is_told(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**8))
+    assert open_cache("s3://bucket/x", needed=1, folder=tmp_path) is None
+    assert "every clip is fetched by itself" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    pytest.importorskip("s3fs")
+    (tmp_path / "file").touch()
+    for folder in ("file", "file/below"):
+        with pytest.raises(ValueError, match=r"file.* cannot be written to .*--cache"):
+            open_cache("s3://bucket/x", needed=1, folder=tmp_path / folder)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    with pytest.raises(ValueError, match=r"no home folder .*--cache"):
+        open_cache("s3://bucket/x", needed=1)
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GB", 2 * 10**10), ("1.5 tb", 15 * 10**11), ("500MB", 5 * 10**8)])

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -7,11 +8,13 @@ import signal
 import pytest
 import torch
 
+from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train import device as devices
 from lipprep.train import loop
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_config, load_recipe
 from lipprep.train.evaluate import evaluate
+from lipprep.train.loader import ShardBatches
 from lipprep.train.loop import learning_rate, train
 from lipprep.train.models import LipReader
 from lipprep.train.run import open_run
@@ -42,7 +45,7 @@ def test_a_run_folder_holds_what_it_should(trained_run):
     assert "model" not in about["parameters"] and about["parameters"]["profile"] == "lrw2021"
 
 
-@pytest.mark.parametrize("how", ["crash", "ctrl-c"])
+@pytest.mark.parametrize("how", ["crash", "ctrl-c", "network"])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, tmp_path, monkeypatch):
     settings = [*tiny, "max_steps=15", "save_every=4", "augment.mixup=0.4", "augment.time_mask=3"]
     config = load_recipe("compact", settings)
@@ -54,12 +57,21 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
         loss = original(*args, step=step, **kwargs)
         if step == 5 and how == "crash":
             raise RuntimeError("the machine went down")
-        if step == 6:
+        if step == 6 and how == "ctrl-c":
             os.kill(os.getpid(), signal.SIGINT)
         return loss
 
+    read, count = ShardBatches.read, itertools.count()
+
+    def cut_off(batches, places):
+        if how == "network" and batches.paths[0].name.startswith("train") and next(count) == 7:
+            raise RemoteError(f"no answer{AGAIN}")
+        return read(batches, places)
+
     monkeypatch.setattr(loop, "_step", disturbed)
-    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+    monkeypatch.setattr(ShardBatches, "read", cut_off)
+    message = r"^no answer\. The run is saved: go on with `--run .* --resume auto`$" if how == "network" else None
+    with pytest.raises((RuntimeError, KeyboardInterrupt, RemoteError), match=message):
         train(config, shards=shards, run=run, device="cpu")
     monkeypatch.undo()
     with (run / "metrics.jsonl").open("a") as file:  # what a kill may leave behind

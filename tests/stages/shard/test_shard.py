@@ -60,18 +60,59 @@ def test_damaged_members_are_refused(payload):
             decode_mouth(extension, payload)
 
 
+def npy_of(text: str) -> bytes:
+    """An .npy file whose header is `text`, without data."""
+    header = text.encode(errors="replace").ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
 def header_of(shape: str) -> bytes:
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+    return npy_of(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}")
 
 
-@pytest.mark.parametrize("shape", ["(1000000000000, 96, 96)", "(-1, -1, 0)", "(99999999999999999999,)", "(2, 2, 2)"])
+@pytest.mark.parametrize(
+    "shape",
+    ["(1000000000000, 96, 96)", "(-1, -1, 0)", "(99999999999999999999,)", "(2, 2, 2)", "(True, 4)", "(((", "'''"],
+)
 def test_headers_that_promise_what_is_not_there_are_refused(shape):
     with pytest.raises(ValueError, match="header of the array"):
         npy_array(header_of(shape) + bytes(4))
     with pytest.raises(ValueError):
         npy_array(b"\x93NUMPY\x03\x00" + header_of("(4,)")[8:])
     assert npy_array(header_of("(4,)") + bytes(4)).tolist() == [0] * 4
+
+
+PIECES = [
+    "'descr'",
+    "'shape'",
+    "'fortran_order'",
+    "'|u1'",
+    "'|O'",
+    "'M8[D]'",
+    "True",
+    "False",
+    "0",
+    "2",
+    "9" * 20,
+    "-1",
+]
+
+
+@given(
+    shape=st.lists(st.sampled_from(["True", "0", "1", "2", "4", "-1", "1.0", "None", "9" * 20]), max_size=4)
+    | st.text(max_size=6),
+    pieces=st.lists(st.sampled_from([*PIECES, *"(){}[]:,'\"\\\n \0#jL"]), max_size=12),
+    data=st.binary(max_size=9),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_header_is_an_array_or_says_why_not(shape, pieces, data):
+    for payload in (header_of(f"({', '.join(shape)}, )"), npy_of("".join(pieces)), npy_of(repr(pieces))):
+        try:
+            array = npy_array(payload + data)
+        except ValueError as error:
+            assert str(error)
+        else:
+            assert array.nbytes == len(data)
 
 
 def test_a_picture_of_absurd_size_is_refused():
