@@ -27,8 +27,16 @@ _LENGTHLESS = {0x01, *range(0xD0, 0xDA)}
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """`array` as the bytes of an .npy file."""
+    if array.dtype.hasobject:
+        raise ValueError("an array of objects would be stored as a pickle")
+    return b"".join((_npy_head(array.shape, array.dtype), np.ascontiguousarray(array).data))
+
+
+@lru_cache(maxsize=64)
+def _npy_head(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, about)
     return buffer.getvalue()
 
 
