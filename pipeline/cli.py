@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from lipprep.command import CONTEXT, Command, LocalFolder
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
 from lipprep.pipeline.cli_verify import verify
+from lipprep.pipeline.engines import ENGINES, Engine, reach
 from lipprep.pipeline.options import (
     FILE,
     JSON,
@@ -32,7 +34,6 @@ from lipprep.pipeline.options import (
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
-ENGINES = ("loky", "dask", "ray", "serial")
 PUBLISHED = "published"
 
 
@@ -79,7 +80,7 @@ RUN = options(
         default=120.0,
         show_default=True,
         metavar="SECONDS",
-        help="A clip that takes longer fails as timeout.",
+        help="A clip that takes longer fails as timeout (not with --engine serial).",
     ),
     click.option("--deep", is_flag=True, help="Notice videos whose content changed under the same size and time."),
     JSON,
@@ -152,20 +153,34 @@ def _want(layout, flags: dict):
 
 
 def _run(options: dict, **more):
-    """How a stage is run, of the options that its commands share."""
-    from lipprep.pipeline.engines import Engine
+    """How a stage is run, of the options that its commands share: before anything is read, so that it is told early."""
     from lipprep.pipeline.run import Run
     from lipprep.stages.failures import check_class
 
     if options["retry_failed"]:
         check_class(options["retry_failed"])
+    engine = Engine(options["engine"], options["workers"] or cores(), options["address"])
+    _warn_of_idle(engine)
+    reach(engine)
     names = ("part", "clip_timeout", "deep")
     return Run(
-        engine=Engine(options["engine"], options["workers"] or cores(), options["address"]),
+        engine=engine,
         retry=options["retry_failed"],
         **{name: options[name] for name in names},
         **more,
     )
+
+
+def _warn_of_idle(engine: Engine) -> None:
+    """Say which options were given that do nothing with this engine."""
+    source = click.get_current_context().get_parameter_source
+    serial = engine.name == "serial"
+    if source("workers") is not ParameterSource.DEFAULT and (serial or engine.address is not None):
+        click.echo(f"warning: -j does nothing with {'--engine serial' if serial else '--address'}", err=True)
+    if source("clip_timeout") is not ParameterSource.DEFAULT and serial:
+        click.echo(
+            "warning: with --engine serial --clip-timeout does nothing: a clip that hangs is waited for", err=True
+        )
 
 
 def _finish(manifest, layout, report, run, max_failures: Callable[[int], float], as_json: bool) -> None:
@@ -251,6 +266,7 @@ def landmarks(
     from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.landmarks import load_detector
 
+    run = _run(run, device=device)
     listed, layout = open_data_set(manifest_path, root, work)
     if archive is not None and not archive.is_dir():
         raise ValueError(f"there is no folder {archive} of landmark files")
@@ -268,7 +284,7 @@ def landmarks(
         "persons": persons and str(persons.resolve()),
     }
     wanted = _want(layout, flags)
-    run = _run(run, persons=_persons(wanted), device=device)
+    run = dataclasses.replace(run, persons=_persons(wanted))
     _finish(listed, layout, run_stage("landmarks", listed, layout, wanted, run), run, max_failures, as_json)
 
 
@@ -287,9 +303,9 @@ def crops(manifest_path, root, work, max_failures, as_json, profile, crop_size, 
     """
     from lipprep.pipeline.run import run_stage
 
+    run = _run(run)
     listed, layout = open_data_set(manifest_path, root, work)
     wanted = _want(layout, _crop_flags(profile, crop_size, exact, mean_face, box))
-    run = _run(run)
     _finish(listed, layout, run_stage("crops", listed, layout, wanted, run), run, max_failures, as_json)
 
 
@@ -326,13 +342,13 @@ def shards(
     """
     from lipprep.pipeline.run import check_out, run_stage
 
+    run = _run(run, replace=replace)
     listed, layout = open_data_set(manifest_path, root, work, out)
     if not replace:
         check_out(listed, out)
     wanted = _want(
         layout, {**_crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
     )
-    run = _run(run, replace=replace)
     _finish(listed, layout, run_stage("shards", listed, layout, wanted, run), run, max_failures, as_json)
 
 
@@ -346,10 +362,11 @@ def index(manifest_path, root, work, out, as_json: bool) -> None:
     Example:
       lipprep shards --slice 1/2 && lipprep shards --slice 2/2 && lipprep index
     """
-    from lipprep.pipeline.run import Run, finish
+    from lipprep.pipeline.run import Run, check_out, finish
     from lipprep.pipeline.wanted import read_wanted
 
     listed, layout = open_data_set(manifest_path, root, work, out)
+    check_out(listed, out)
     report = finish(listed, layout, read_wanted(layout.plan))
     _finish(listed, layout, report, Run(), lambda planned: planned, as_json)
 

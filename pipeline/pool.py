@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing.resource_tracker
 import os
+import queue
 import re
 import signal
 import threading
@@ -87,7 +88,7 @@ def stop_if_unwanted() -> None:
 
 
 @contextlib.contextmanager
-def _unheard_interrupt() -> Iterator[None]:
+def unheard_interrupt() -> Iterator[None]:
     """Let processes be born deaf to Ctrl-C, which a terminal sends to them too; here it is answered afterwards."""
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
@@ -123,7 +124,7 @@ def pool(workers: int) -> Iterator[Executor]:
     if os.name == "posix":
         multiprocessing.resource_tracker.ensure_running()
     threads = str(max(1, (os.cpu_count() or 1) // workers))
-    with _unheard_interrupt():
+    with unheard_interrupt():
         executor = get_reusable_executor(
             max_workers=workers,
             timeout=_IDLE,
@@ -134,6 +135,10 @@ def pool(workers: int) -> Iterator[Executor]:
     try:
         yield executor
     except BaseException:
+        # A task that no worker was given yet would be asked for after all tasks are dropped: a KeyError in its thread.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                executor._work_ids.get(block=False)
         executor.shutdown(wait=True, kill_workers=True)
         raise
 
@@ -154,7 +159,7 @@ def run_all(
     waiting: dict[Future, Any] = {}
 
     def submit(task: Any) -> None:
-        with _unheard_interrupt():  # here processes are started
+        with unheard_interrupt():  # here processes are started
             waiting[executor.submit(function, task)] = task
 
     try:

@@ -110,7 +110,7 @@ def run_stage(
     began = time.perf_counter()
     folder, whole = layout.folder(stage), run.part.whole
     with contextlib.ExitStack() as stack:
-        stack.enter_context(alone_in(folder, part="" if whole else f"{run.part.number}-of-{run.part.of}"))
+        stack.enter_context(alone_in(folder, part=run.part))
         for other in {"landmarks", "crops"} - {stage} if stage != "landmarks" else ():
             stack.enter_context(alone_in(layout.folder(other), shared=True))
         # Before anything is touched: an address may be wrong.
@@ -169,10 +169,17 @@ def _make(jobs: Sequence[Job], engine: Engine, cluster: Cluster | None, done: Ca
 def finish(manifest: Manifest, layout: Layout, wanted: Wanted) -> Report:
     """Write the index of shards that were made in slices, and drop what is left of others.
 
-    Raises ValueError where shards are missing or stale.
+    Raises ValueError where shards are missing or stale, or a run is at work on any stage.
     """
     began = time.perf_counter()
-    with alone_in(layout.out):
+    if not is_file(layout.plan):
+        raise ValueError(f"nothing was made in {layout.work}: name the folder that the slices wrote to with -w")
+    if not any(layout.out.glob("*.tar")):
+        raise ValueError(f"there are no shards in {layout.out}: name the folder that the slices wrote to with -o")
+    with contextlib.ExitStack() as stack:
+        for folder in (layout.folder(stage) for stage in STAGES):
+            if isinstance(folder, Path) and folder.is_dir():
+                stack.enter_context(alone_in(folder))
         chunks = survey(
             manifest, layout, wanted, ("landmarks", "shards") if upstream("shards", wanted) else ("shards",)
         )

@@ -162,11 +162,11 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
 
 
 def condemn(job: Job, keys: Collection[str], kind: str, how: str) -> Job:
-    """The job with the clips `keys`, which crashed or timed out, as failed; `how` it is known."""
+    """The job with the clips `keys` of a video, which crashed or timed out, as failed; `how` it is known."""
     if kind == "timeout":
         message = (
-            f"no end after {job.clip_timeout:g} s: if the machine was merely slow, raise --clip-timeout and run again "
-            "with --retry-failed=timeout"
+            f"no end after {job.clip_timeout * len(keys):g} s: if the machine was merely slow, raise --clip-timeout "
+            "and run again with --retry-failed=timeout"
         )
     else:
         message = (

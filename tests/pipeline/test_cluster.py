@@ -3,17 +3,23 @@
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
-from traps import PATIENCE, POSIX, entries, strays, tars, until
+from traps import PATIENCE, POSIX, TRAPS, entries, strays, tars, until
 
-from lipprep.pipeline import engines
+from lipprep.pipeline import engines, lock
 from lipprep.pipeline.engines import Engine, open_cluster
+from lipprep.pipeline.lock import alone_in
+from lipprep.pipeline.plan import Slice
 
 DASK = [pytest.param("dask", marks=[POSIX, pytest.mark.dask])]
 CLUSTERS = [*DASK, pytest.param("ray", marks=[POSIX, pytest.mark.cluster])]
@@ -39,6 +45,12 @@ def whole(chain) -> dict[str, dict[str, bytes]]:
     found = everything()
     clear()
     return found
+
+
+@pytest.fixture
+def listed(lipprep, corpus) -> None:
+    """A manifest, of which nothing is made yet."""
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl", "--chunk-size", "2")
 
 
 def clear() -> None:
@@ -127,9 +139,108 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@POSIX
+@pytest.mark.dask
+def test_ctrl_c_ends_a_dask_cluster_of_our_own_without_a_word_of_its_workers(listed):
+    command = [sys.executable, "-m", "lipprep", "landmarks", "--engine", "dask", "-j", "2"]
+    # As in a terminal, which sends it to all processes of the group.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            until(lambda: list(Path("work").rglob(".*.tar.*.tmp")) or process.poll() is not None)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and not psutil.wait_procs(workers, timeout=PATIENCE)[1]
+    *progress, _, last = [line for line in said.splitlines() if line]
+    assert last.startswith("Stopped. What is done is kept") and all("clip" in line for line in progress), said
+
+
+@pytest.fixture
+def ray_head(tmp_path):
+    """The address of a Ray cluster of two nodes on loopback that asks for a token, at which one clip hangs; its head's
+    processes, and what to have in the environment."""
+    (tmp_path / "traps").mkdir(exist_ok=True)
+    (tmp_path / "traps/sitecustomize.py").write_text(TRAPS)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    traps = {
+        "PYTHONPATH": str(tmp_path / "traps"),
+        "LIPPREP_TRAPS": json.dumps({"BLACK/val/BLACK_00005": "hang"}),
+        "LIPPREP_TRAPS_FOLDER": str(tmp_path / "traps"),
+    }
+    address = f"127.0.0.1:{free_port()}"
+    started = []
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # names of sockets are short
+
+        def begin(*arguments: str) -> psutil.Popen:
+            command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1", *arguments]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            started.append(psutil.Popen(command, env={**os.environ, **token, **traps}, **quiet))
+            return started[-1]
+
+        try:
+            port, host = address.rpartition(":")[2], "--node-ip-address=127.0.0.1"
+            head = begin("--head", "--port", port, host, "--include-dashboard=false", "--temp-dir", folder)
+            until(lambda: "raylet" in {child.name() for child in head.children()})
+            begin("--address", address, host)
+            wait = f"import ray, time\nray.init({address!r})\nwhile len(ray.nodes()) < 2: time.sleep(0.1)"
+            command = [sys.executable, "-c", wait]
+            subprocess.run(command, env={**os.environ, **token}, check=True, capture_output=True, timeout=PATIENCE)
+            yield address, head.children(), token
+        finally:
+            for process in started:
+                for child in [*process.children(recursive=True), process]:
+                    child.kill()
+                process.wait()
+
+
+@POSIX
+@pytest.mark.cluster
+def test_a_ray_cluster_that_asks_for_a_token_and_loses_its_head(whole, trapped, lipprep, ray_head, monkeypatch):
+    pytest.importorskip("ray")
+    address, head, token = ray_head
+    run = ["landmarks", "--engine", "ray", "--address", address]
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    message = trapped(*run, traps={}, code=1).stderr
+    assert f"the Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token" in message
+    for name, value in token.items():
+        monkeypatch.setenv(name, value)
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(trapped, *run, traps={}, code=1)
+        until(lambda: len(list(Path("work").rglob("*.jsonl"))) == 7 or running.done())
+        for process in head:
+            process.kill()
+        message = running.result().stderr
+    assert f"the cluster at {address} is gone" in message and "run the same command again to go on" in message
+    lipprep("landmarks", "-j", 1)
+    assert tars("work/m/landmarks") == whole["work/m/landmarks"] and not strays()
+
+
+@POSIX
+@pytest.mark.cluster
+def test_every_node_of_a_ray_cluster_is_asked(ray_head, tmp_path):
+    """Two on one machine, too."""
+    pytest.importorskip("ray")
+    address, _, token = ray_head
+    script = f"""
+from pathlib import Path
+from lipprep.pipeline.engines import Engine, open_cluster
+try:
+    with open_cluster(Engine("ray", 1, "{address}"), Path("/absent")):
+        pass
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, **token}, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "does not see /absent" in done.stdout and "(2 of 2 workers cannot work)" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("engine", CLUSTERS)
-def test_an_address_that_does_not_answer(engine, corpus, lipprep):
-    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+def test_an_address_that_does_not_answer(engine, lipprep):
+    """That is said before a manifest is looked for, which may have a million lines."""
     port = free_port()
     address = f"tcp://127.0.0.1:{port}" if engine == "dask" else f"127.0.0.1:{port}"
     began = time.monotonic()
@@ -139,8 +250,7 @@ def test_an_address_that_does_not_answer(engine, corpus, lipprep):
 
 
 @pytest.mark.cluster
-def test_an_address_where_somebody_else_listens(corpus, lipprep):
-    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
+def test_an_address_where_somebody_else_listens(lipprep):
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # it takes connections and says nothing
         address = f"tcp://127.0.0.1:{deaf.getsockname()[1]}"
         message = lipprep("landmarks", "--engine", "dask", "--address", address, code=1).stderr
@@ -149,14 +259,14 @@ def test_an_address_where_somebody_else_listens(corpus, lipprep):
 
 def test_workers_that_cannot_work_are_named(tmp_path):
     fit = {"host": "a", "lipprep": engines.lipprep.__version__, "sees": True}
-    engines._check({"w1": fit}, tmp_path)
+    engines.check({"w1": fit}, str(tmp_path))
     for wrong, told in (
         ({"lipprep": None}, "the worker w2 on b has no lipprep: install"),
         ({"lipprep": "9.9"}, "the worker w2 on b has lipprep 9.9: this is"),
         ({"sees": False}, f"the worker w2 on b does not see {tmp_path}"),
     ):
         with pytest.raises(ValueError, match=told):
-            engines._check({"w1": fit, "w2": {**fit, "host": "b", **wrong}}, tmp_path)
+            engines.check({"w1": fit, "w2": {**fit, "host": "b", **wrong}}, str(tmp_path))
 
 
 @POSIX
@@ -205,6 +315,45 @@ def test_slices_copy_what_a_new_manifest_deals_to_others(whole, lipprep, corpus)
     assert computed == [0, 0]
     lipprep("landmarks", "-j", 1)
     assert not strays()
+
+
+@POSIX
+def test_slices_of_another_number_would_make_the_same_chunks(listed, lipprep, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0)
+    folder = Path("work/m/landmarks")
+    with alone_in(folder, part=Slice(1, 4)):
+        for flags in (["--slice", "1/8"], ["--slice", "1/4"], []):
+            message = lipprep("landmarks", "-j", 1, *flags, code=1).stderr
+            assert f"another run (slice 1/4, process {os.getpid()} on {socket.gethostname()}) is at work" in message
+        lipprep("landmarks", "-j", 1, "--slice", "2/4")
+    with alone_in(folder, shared=True):
+        assert "(one that reads there" in lipprep("landmarks", "-j", 1, code=1).stderr
+    lipprep("landmarks", "-j", 1, "--slice", "1/8")
+    lipprep("landmarks", "-j", 1)
+
+
+def test_an_index_is_made_of_the_shards_that_are_named(chain, lipprep, monkeypatch):
+    chain()
+    monkeypatch.setattr(lock, "_PATIENCE", 0)
+    before = Path("shards/index.json").read_bytes()
+    assert "there are no shards in" in lipprep("index", "-o", "elsewhere", code=1).stderr
+    assert "nothing was made in" in lipprep("index", "-w", "elsewhere", code=1).stderr
+    Path("manifests/m.jsonl").rename("manifests/other.jsonl")
+    Path("work/m").rename("work/other")
+    assert "holds shards of data set m, not of other" in lipprep("index", code=1).stderr
+    Path("manifests/other.jsonl").rename("manifests/m.jsonl")
+    Path("work/other").rename("work/m")
+    if os.name == "posix":
+        with alone_in(Path("work/m/landmarks"), part=Slice(1, 2)):
+            assert "another run (slice 1/2" in lipprep("index", code=1).stderr
+    assert not Path("elsewhere").exists() and Path("shards/index.json").read_bytes() == before
+    lipprep("index")
+
+
+def test_what_an_engine_cannot_heed_is_said(listed, lipprep):
+    told = lipprep("landmarks", "--engine", "serial", "--clip-timeout", 5, "-j", 2).stderr
+    assert "-j does nothing with --engine serial" in told and "--clip-timeout does nothing" in told
+    assert "nothing" not in lipprep("landmarks", "--engine", "serial").stderr
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "x", "1/0", "1"])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_two_runs_do_not_work_in_one_folder(chain, lipprep):
     chain(stages=("landmarks",))
     with alone_in(Path("shards")):
         message = lipprep("shards", "-j", 1, code=1).stderr
-        assert f"another run (process {os.getpid()}) is at work in" in message
+        assert f"another run (process {os.getpid()} on {socket.gethostname()}) is at work in" in message
     lipprep("shards", "-j", 1)
 
 
