@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -146,12 +147,12 @@ def engines(count: int, seconds: float, workers: int) -> None:
     ideal = count * seconds / workers
     took = {}
     for name in ("loky", "dask"):
-        with _open(name, workers) as (executor, ahead):
+        with _open(name, workers) as (executor, ahead, result):
             for _ in run_all(executor, time.sleep, [0.0] * workers, ahead=lambda: workers):
                 pass  # the workers are there, and have imported what they need
             began = time.perf_counter()
-            for _ in run_all(executor, time.sleep, [seconds] * count, ahead=ahead):
-                pass
+            for _, future in run_all(executor, time.sleep, [seconds] * count, ahead=ahead):
+                result(future)
             took[name] = time.perf_counter() - began
         click.echo(
             f"{name}: {count} tasks of {seconds:g} s by {workers} workers in {took[name]:.2f} s ({ideal:.2f} s ideal)"
@@ -163,10 +164,10 @@ def engines(count: int, seconds: float, workers: int) -> None:
 def _open(name: str, workers: int) -> Iterator[tuple]:
     if name == "loky":
         with pool(workers) as executor:
-            yield executor, partial(int, 2 * workers)
+            yield executor, partial(int, 2 * workers), Future.result
     else:
         with open_cluster(Engine(name, workers), BUILD) as cluster:
-            yield cluster, cluster.ahead
+            yield cluster, cluster.ahead, cluster.result
 
 
 if __name__ == "__main__":

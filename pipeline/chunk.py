@@ -93,7 +93,7 @@ def _fill(tar: TarWriter, chunk: "_Chunk", journal: Journal) -> tuple[list[dict]
         for some in _batches(videos, job, journal):
             keys = [clip.key for group in some for clip in group.clips]
             stop_if_unwanted()
-            journal.working(keys, job.clip_timeout and job.clip_timeout * len(keys))
+            journal.working(keys, _seconds(job, len(keys)))
             for entry, members, new in chunk.videos(some):
                 with spent("write"):
                     if members:
@@ -108,6 +108,11 @@ def _fill(tar: TarWriter, chunk: "_Chunk", journal: Journal) -> tuple[list[dict]
     leave_if_orphaned()
     stop_if_unwanted()
     return entries, computed
+
+
+def _seconds(job: Job, clips: int) -> float | None:
+    """How long so many clips may take."""
+    return job.clip_timeout and job.clip_timeout * clips
 
 
 def _for_other_stages(chunk: "_Chunk", entries: list[dict]) -> dict:
@@ -143,7 +148,7 @@ def _batches(
     for (_, clips), future in videos:
         if not future.done():
             # To wait for a disk is no clip's fault, but for one that hangs nobody would wait for ever.
-            journal.working([clip.key for clip in clips], job.clip_timeout and _PATIENCE * job.clip_timeout)
+            journal.working([clip.key for clip in clips], _seconds(job, _PATIENCE))
         with spent("wait"):
             some.append(future.result())
         if len(some) == size or sum(group.held.held for group in some if group.held is not None) > _HELD:
@@ -263,7 +268,8 @@ class _Chunk:
             (group.video, clips, [None if landmarks is None else landmarks.input(c.key) for c in clips])
             for group, clips in todo
         ]
-        for (group, clips), made in zip(todo, make_groups(job, tasks) if tasks else (), strict=True):
+        clock = lambda count: self._journal.clock(_seconds(job, count))  # noqa: E731
+        for (group, clips), made in zip(todo, make_groups(job, tasks, clock) if tasks else (), strict=True):
             group.made = {clip.key: m for clip, m in zip(clips, made, strict=True)} | group.made
             if any(m.failure for m in made) and self._is_lost(group.video):
                 # What failed for want of the video is made once it is back.

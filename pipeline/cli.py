@@ -275,8 +275,11 @@ def landmarks(
     if (archive or persons) and detector not in (None, "archive"):
         raise ValueError(f"--archive and --persons are for --detector archive, not {detector}")
     detector = detector or ("archive" if archive else read_wanted(layout.plan).detector)
-    # What the detector lacks is said here, once, not by every clip.
-    identity = None if detector == "archive" else load_detector(detector, device=device).identity
+    if detector == "archive" and device != "cpu":
+        raise ValueError("--device is for the detectors mesh and fan, not for an archive")
+    # What the detector lacks is said here, once, not by every clip. The device may be one that only a cluster has.
+    here = "cpu" if run.engine.is_cluster and detector != "dlib" else device
+    identity = None if detector == "archive" else load_detector(detector, device=here).identity
     flags = {
         "detector": detector,
         "identity": identity,

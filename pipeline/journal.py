@@ -27,7 +27,10 @@ def _path(tar: Path, attempt: str) -> Path:
 
 
 class Journal:
-    """The journal of one attempt at a chunk. It goes when the attempt ends, but not when that is killed or sets `keep`."""
+    """The journal of one attempt at a chunk.
+
+    It goes when the attempt ends, but not when that is killed or sets `keep`.
+    """
 
     def __init__(self, tar: Path, attempt: str) -> None:
         self.path = _path(tar, attempt)
@@ -60,6 +63,11 @@ class Journal:
             # clip would cost more than all the rest of the journal.
             faulthandler.dump_traceback_later(_SLACK * timeout, exit=True, file=self._file)
             self._until = now + _SLACK * timeout
+
+    def clock(self, timeout: float | None) -> None:
+        """Start the clock anew: a part of what is worked on has its own time."""
+        self._timeout = timeout
+        self._start()
 
     def rest(self) -> None:
         """Stop the clock: what follows waits for a disk or a network, which is no clip's fault."""

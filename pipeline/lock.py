@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TextIO
 
 from lipprep.pipeline.plan import WHOLE, Slice
-from lipprep.stages.remote import RemotePath, scratch
+from lipprep.stages.remote import RemotePath
+from lipprep.stages.scratch import scratch
 from lipprep.stages.untrusted import printable
 
 try:

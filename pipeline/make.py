@@ -155,12 +155,20 @@ def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: Soun
     return made
 
 
-def _landmark_groups(job: Job, videos: list[tuple[str, list[Clip]]], detector: BatchDetector) -> list[list[Made]]:
+def _landmark_groups(
+    job: Job, videos: list[tuple[str, list[Clip]]], detector: BatchDetector, clock: Callable[[int], None]
+) -> list[list[Made]]:
     """Landmarks of the clips of several videos, whose frames a detector works on together."""
     made: list[list[Made]] = [[] for _ in videos]
     held: list[tuple[int, SoundFrames, list[np.ndarray]]] = []  # what is decoded and not tracked yet
     size = 0  # of it, bytes
+
+    def track_held() -> None:
+        clock(sum(len(videos[n][1]) for n, _, _ in held))
+        _track_held(held, videos, detector, made)
+
     for n, (video, clips) in enumerate(videos):
+        clock(len(clips))
         try:
             frames = _frames_to_track(job, video, clips)
             rest = spent_on("decode", map(np.asarray, frames))
@@ -175,12 +183,12 @@ def _landmark_groups(job: Job, videos: list[tuple[str, list[Clip]]], detector: B
             made[n] = [reason(error)] * len(clips)
             continue
         if held and size > room:
-            _track_held(held, videos, detector, made)
+            track_held()
             held, size = [], 0
         held.append((n, frames, pictures))
         size += _HELD - room
     if held:
-        _track_held(held, videos, detector, made)
+        track_held()
     return made
 
 
@@ -323,10 +331,13 @@ def together(job: Job) -> int:
     return _TOGETHER if job.together and _batch_detector(job) is not None else 1
 
 
-def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]]) -> list[list[Made]]:
-    """What becomes of the clips of some videos: (video, clips, what each is made from)."""
+def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]], clock: Callable[[int], None]) -> list[list[Made]]:
+    """What becomes of the clips of some videos: (video, clips, what each is made from).
+
+    `clock` is called with the number of clips that are worked on from then on.
+    """
     if (detector := _batch_detector(job)) is not None:
-        return _landmark_groups(job, [(video, clips) for video, clips, _ in groups], detector)
+        return _landmark_groups(job, [(video, clips) for video, clips, _ in groups], detector, clock)
     made = []
     for video, clips, inputs in groups:
         try:

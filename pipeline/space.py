@@ -12,7 +12,8 @@ from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.remote import RemotePath, scratch
+from lipprep.stages.remote import RemotePath
+from lipprep.stages.scratch import scratch
 
 _MEMBER = 1024  # bytes of a tar's header and padding, on average
 _RECORD = 800  # bytes of a clip's line in a record

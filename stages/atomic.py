@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from lipprep.stages.remote import RemotePath, place, scratch
+from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.scratch import scratch
 
 _REMEDY = {
     errno.ENOSPC: "make room",

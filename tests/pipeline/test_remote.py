@@ -25,7 +25,8 @@ from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.wanted import Wanted
 from lipprep.stages import remote, store
 from lipprep.stages.atomic import write_text
-from lipprep.stages.remote import RemotePath, scratch
+from lipprep.stages.remote import RemotePath
+from lipprep.stages.scratch import scratch
 from lipprep.stages.shard.reader import TarMembers
 
 STAGES = ("landmarks", "crops", "shards")

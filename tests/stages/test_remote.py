@@ -19,7 +19,8 @@ import pytest
 from lipprep.stages import store
 from lipprep.stages.atomic import fetched, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.remote import HeldPath, RemotePath, place, scratch, signature
+from lipprep.stages.remote import HeldPath, RemotePath, place, signature
+from lipprep.stages.scratch import scratch
 from lipprep.stages.shard.reader import TarMembers, read_members
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.stages.store import RemoteError
