@@ -10,9 +10,9 @@ import json
 import os
 import platform
 import stat
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -177,12 +177,19 @@ def read_entries(tar: Path | RemotePath) -> list[dict]:
     return read_record(tar)[1]
 
 
-def all_entries(tars: Sequence[Path | RemotePath]) -> list[list[dict]]:
-    """The clips' lines of the records of several tars."""
+def all_entries(tars: Sequence[Path | RemotePath]) -> Iterator[list[dict]]:
+    """The clips' lines of the records of several tars, one after another: those of all tars would fill the memory."""
     if not any(isinstance(tar, RemotePath) for tar in tars):
-        return [read_entries(tar) for tar in tars]
+        yield from map(read_entries, tars)
+        return
     with ThreadPoolExecutor(REQUESTS) as threads:
-        return list(threads.map(read_entries, tars))
+        waiting: deque[Future] = deque()
+        for tar in tars:
+            waiting.append(threads.submit(read_entries, tar))
+            if len(waiting) == REQUESTS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 _known: dict[RemotePath, tuple[RemoteStat, bytes]] = {}  # the first lines of records, and when they were so
