@@ -94,7 +94,7 @@ def summary(report: Report) -> str:
     )
     if report.mixed:
         lines.append(
-            "  warning: chunks were made on different CPUs or package versions; bytes may differ between those"
+            "  warning: chunks were made on different CPUs, devices or package versions; bytes may differ between those"
         )
     return "\n".join(lines)
 

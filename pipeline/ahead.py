@@ -10,11 +10,11 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
-_DEPTH = 2  # items: one that is being read and one that is there
+_THREADS = 4  # from a network an item may take longer to come than to be worked on
 
 
 def ahead(items: Iterable[_Item], read: Callable[[_Item], _Read]) -> Iterator[tuple[_Item, Future[_Read]]]:
-    """Each item with the future of `read(item)`, which a thread runs for up to two items beyond it."""
+    """Each item with the future of `read(item)`, which threads run for up to four items beyond it."""
     items = iter(items)
     tasks: SimpleQueue[tuple[_Item, Future[_Read]] | None] = SimpleQueue()
     waiting: deque[tuple[_Item, Future[_Read]]] = deque()
@@ -33,14 +33,16 @@ def ahead(items: Iterable[_Item], read: Callable[[_Item], _Read]) -> Iterator[tu
                 except BaseException as error:
                     future.set_exception(error)
 
-    # A daemon: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
-    Thread(target=work, name="ahead", daemon=True).start()
+    for _ in range(_THREADS):
+        # Daemons: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
+        Thread(target=work, name="ahead", daemon=True).start()
     try:
-        submit(1 + _DEPTH)
+        submit(1 + _THREADS)
         while waiting:
             yield waiting.popleft()
             submit(1)
     finally:
         for _, future in waiting:
             future.cancel()
-        tasks.put(None)
+        for _ in range(_THREADS):
+            tasks.put(None)

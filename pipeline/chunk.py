@@ -50,7 +50,7 @@ from lipprep.stages.store import RemoteError
 from lipprep.stages.video import SEEK_BEYOND
 
 _HELD = 1 << 28  # bytes of remote videos that wait to be worked on together
-_PATIENCE = 5  # times as long as for a clip that is worked on is waited for one that is read
+READING = 5  # times as long as for a clip that is worked on is waited for one that is read
 
 
 def run_job(job: Job, *, tag: str | None = None) -> dict:
@@ -148,7 +148,7 @@ def _batches(
     for (_, clips), future in videos:
         if not future.done():
             # To wait for a disk is no clip's fault, but for one that hangs nobody would wait for ever.
-            journal.working([clip.key for clip in clips], _seconds(job, _PATIENCE))
+            journal.reading([clip.key for clip in clips], _seconds(job, READING))
         with spent("wait"):
             some.append(future.result())
         if len(some) == size or sum(group.held.held for group in some if group.held is not None) > _HELD:
@@ -268,7 +268,10 @@ class _Chunk:
             (group.video, clips, [None if landmarks is None else landmarks.input(c.key) for c in clips])
             for group, clips in todo
         ]
-        clock = lambda count: self._journal.clock(_seconds(job, count))  # noqa: E731
+
+        def clock(count: int) -> None:
+            self._journal.clock(_seconds(job, count))
+
         for (group, clips), made in zip(todo, make_groups(job, tasks, clock) if tasks else (), strict=True):
             group.made = {clip.key: m for clip, m in zip(clips, made, strict=True)} | group.made
             if any(m.failure for m in made) and self._is_lost(group.video):

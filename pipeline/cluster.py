@@ -81,16 +81,15 @@ def _wiser(job: Job, killed: Sequence[Attempt]) -> Job:
         return job
     videos = [clips for _, clips in groups(job.clips, job.fps)]
     where = {clip.key: n for n, clips in enumerate(videos) for clip in clips}
-    deaths, told, hung = Counter(), Counter(), set()
+    deaths, told, kinds = Counter(), Counter(), {}
     for left in killed:
         at = {where[key] for key in left.working or () if key in where}
         if len(at) == 1:  # of several that were worked on together, none can be blamed
             deaths.update(at)
             told.update(at if left.last_words else ())
-            hung |= at if left.timed_out else set()
+            kinds |= dict.fromkeys(at, left.kind)
     job = dataclasses.replace(job, together=False)
     for n, count in deaths.items():
         if count >= _DEATHS or told[n] >= _TOLD:
-            kind = "timeout" if n in hung else "crashed"
-            job = condemn(job, [clip.key for clip in videos[n]], kind, f"{count} workers died")
+            job = condemn(job, [clip.key for clip in videos[n]], kinds[n], f"{count} workers died")
     return job

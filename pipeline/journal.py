@@ -64,6 +64,12 @@ class Journal:
             faulthandler.dump_traceback_later(_SLACK * timeout, exit=True, file=self._file)
             self._until = now + _SLACK * timeout
 
+    def reading(self, keys: Sequence[str], timeout: float | None) -> None:
+        """Say that the video of the clips `keys` is waited for; else as `working`."""
+        self._write({"working": list(keys), "reading": True})
+        self._timeout = timeout
+        self._start()
+
     def clock(self, timeout: float | None) -> None:
         """Start the clock anew: a part of what is worked on has its own time."""
         self._timeout = timeout
@@ -103,7 +109,8 @@ class Attempt:
     """What is left of an attempt that was killed: its unfinished tar and what its journal says.
 
     `tag` names it. `entries` are those of the clips that were done. `working` are the keys of the clips that it died
-    of or with; None where it died between clips. `last_words` is what the process wrote as it ended itself.
+    of or with; None where it died between clips. `reading`: their video was waited for. `last_words` is what the
+    process wrote as it ended itself.
     """
 
     tag: str
@@ -111,11 +118,14 @@ class Attempt:
     entries: list[dict]
     working: list[str] | None
     last_words: str
+    reading: bool = False
 
     @property
-    def timed_out(self) -> bool:
-        """Whether the process ended itself because the clips took too long."""
-        return self.last_words.startswith("Timeout")
+    def kind(self) -> str:
+        """What the process died of: crashed; or where it ended itself, timeout or, of a video that never came, mute."""
+        if not self.last_words.startswith("Timeout"):
+            return "crashed"
+        return "mute" if self.reading else "timeout"
 
 
 def read_attempt(tar: Path, attempt: str) -> Attempt | None:
@@ -124,12 +134,12 @@ def read_attempt(tar: Path, attempt: str) -> Attempt | None:
         lines = _path(tar, attempt).read_bytes().splitlines(keepends=True)
     except OSError:
         return None
-    entries, working = [], None
+    entries, working, reading = [], None, False
     for number, text in enumerate(lines):
         try:
             line = json.loads(text)
             if "working" in line:
-                working = line["working"]
+                working, reading = line["working"], line.get("reading", False)
             else:
                 key, _ = line["key"], line["inputs"]
                 entries.append(line)
@@ -140,7 +150,7 @@ def read_attempt(tar: Path, attempt: str) -> Attempt | None:
             break
     else:
         last_words = ""
-    return Attempt(attempt, temporary_path(tar, attempt), entries, working, last_words)
+    return Attempt(attempt, temporary_path(tar, attempt), entries, working, last_words, reading)
 
 
 def attempts(tar: Path) -> list[Attempt]:

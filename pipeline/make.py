@@ -26,7 +26,6 @@ from lipprep.stages.video import SoundFrames, read_frames
 LANDMARKS = "landmarks.npy"
 MOUTH = "mouth.npy"
 CLIP_TIMEOUT = 120.0  # seconds: hundreds of times what a clip of a word takes
-_TOGETHER = 64  # videos: nearly two thousand frames of LRW
 _HELD = 1 << 27  # bytes of decoded frames that wait to be tracked together
 
 
@@ -328,7 +327,8 @@ GROUP: dict[str, Callable[[Job, str, list[Clip], list], list[Made]]] = {
 
 def together(job: Job) -> int:
     """How many videos are worked on together: several where the detector gains by it."""
-    return _TOGETHER if job.together and _batch_detector(job) is not None else 1
+    detector = _batch_detector(job) if job.together else None
+    return 1 if detector is None else detector.clips_at_once
 
 
 def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]], clock: Callable[[int], None]) -> list[list[Made]]:

@@ -53,9 +53,15 @@ def package_versions() -> dict[str, str]:
 
 @cache
 def maker(device: str = "cpu") -> str:
-    """A short name for this kind of CPU or device with these packages; it stays with a clip that is copied."""
-    kind = json.dumps([cpu_kind() if device == "cpu" else device, package_versions()], sort_keys=True)
-    return hashlib.sha256(kind.encode()).hexdigest()[:8]
+    """A short name for this kind of CPU or torch device with these packages; it stays with a clip that is copied."""
+    kind, packages = cpu_kind(), package_versions()
+    if device != "cpu":
+        import torch
+
+        there = torch.device(device)
+        kind = torch.cuda.get_device_name(there) if there.type == "cuda" else there.type
+        packages = {**packages, "torch": torch.__version__}
+    return hashlib.sha256(json.dumps([kind, packages], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _sealed(header: dict) -> bytes:

@@ -5,6 +5,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lipprep.stages.atomic import fetched
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.codec import npy_array
 from lipprep.stages.shard.reader import TarMembers, read_members
+from lipprep.stages.stopwatch import spent
 
 _FEW = 16  # clips of a remote tar that are fetched one by one; for more, the tar is
 
@@ -50,7 +52,8 @@ def open_above(tar: Path | RemotePath | None, extension: str, stage: str, files:
         return None
     header, lines = read_record(tar)
     entries = {e["key"]: e for e in lines}
-    local = files.enter_context(fetched(tar)) if header is not None and entries else None
+    with spent("wait"):
+        local = files.enter_context(fetched(tar)) if header is not None and entries else None
     if local is None or file_digest(local) != header["tar"]["sha256"]:
         if header == read_header(tar):  # not made anew while it was read
             uncommit(tar)
@@ -78,6 +81,7 @@ class Stock:
         self._clips: Counter = Counter()  # of this chunk in each tar
         self._files = contextlib.ExitStack()
         self._local: dict[RemotePath, Path] = {}
+        self._fetching = Lock()  # threads read ahead
         for tar, entries in found:
             for entry in entries:
                 if entry["key"] in self._places:
@@ -118,6 +122,7 @@ class Stock:
         """Where a tar is best read: a remote one that holds many of the clips is fetched, once."""
         if not isinstance(tar, RemotePath) or self._clips[tar] <= _FEW:
             return tar
-        if tar not in self._local:
-            self._local[tar] = self._files.enter_context(fetched(tar))
-        return self._local[tar]
+        with self._fetching:
+            if tar not in self._local:
+                self._local[tar] = self._files.enter_context(fetched(tar))
+            return self._local[tar]

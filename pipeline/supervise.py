@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lipprep.pipeline.chunk import run_job
+from lipprep.pipeline.chunk import READING, run_job
 from lipprep.pipeline.journal import Attempt, read_attempt
 from lipprep.pipeline.make import Job
 from lipprep.pipeline.manifest import Clip, groups
@@ -25,6 +25,7 @@ from lipprep.pipeline.records import Headers
 from lipprep.pipeline.space import disk_folder
 from lipprep.stages.remote import RemotePath
 
+_MUTE = 3  # videos that do not come: it is their disk
 BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
 _PROBES = ".probe"  # folder of what suspects leave when they are tried alone
 
@@ -41,6 +42,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
     reached: dict = {}  # how many clips of a chunk its furthest attempt has come to
     damaged: list[ValueError] = []
     silent: set[Path] = set()
+    mute: list[str] = []
     deaths: list[set[str]] = []  # the clips in flight at the deaths since something was brought forward
     while pending:
         attempt = uuid.uuid4().hex[:12]
@@ -69,7 +71,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                     done(tar, header)
                     deaths.clear()
             left = {tar: found for tar in pending if (found := read_attempt(tar, attempt)) is not None}
-            condemned = _judge(death, pending, left, silent)
+            condemned = _judge(death, pending, left, silent, mute)
             forward = [tar for tar, found in left.items() if len(found.entries) > reached.get(tar, 0)]
             reached |= {tar: len(left[tar].entries) for tar in forward}
             if condemned or forward:
@@ -136,10 +138,11 @@ def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], worke
     )
 
 
-def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> bool:
+def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path], mute: list[str]) -> bool:
     """Find the clips that a worker died of, and condemn them; whether there were any.
 
-    `silent` are the chunks that an attempt died at before without naming a clip.
+    `silent` are the chunks that an attempt died at before without naming a clip, `mute` the clips whose videos did not
+    come. Raises ValueError where these are too many: their disk is to blame.
     """
     # A process that ended itself has said so. Of those that were killed, and killed with it, nothing is known.
     told = {tar: found for tar, found in left.items() if found.last_words}
@@ -148,6 +151,17 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
         job = pending[tar]
         if found.working is None and tar not in silent:
             silent.add(tar)  # it died between clips, most likely with another: that may tell
+            continue
+        if found.kind == "mute":  # to wait as long again would tell no more
+            mute.append(found.working[0])
+            if len(mute) == _MUTE:
+                raise ValueError(
+                    f"videos cannot be read within {READING * job.clip_timeout:g} s ({', '.join(mute)}): does their "
+                    "disk answer? What is done is kept: run the same command again to go on"
+                )
+            say(f"the video of {found.working[0]} cannot be read within {READING * job.clip_timeout:g} s: given up")
+            pending[tar] = condemn(job, found.working, "mute", "")
+            condemned = True
             continue
         say(f"a worker died ({death.codes}) at {(found.working or [tar.stem])[0]}: it is tried again alone")
         keys, kind, codes = guilty(job, found)
@@ -163,7 +177,10 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path]) -> b
 
 def condemn(job: Job, keys: Collection[str], kind: str, how: str) -> Job:
     """The job with the clips `keys` of a video, which crashed or timed out, as failed; `how` it is known."""
-    if kind == "timeout":
+    if kind == "mute":
+        kind, seconds = "timeout", READING * job.clip_timeout
+        message = f"its video could not be read within {seconds:g} s: see to its disk, then --retry-failed=timeout"
+    elif kind == "timeout":
         message = (
             f"no end after {job.clip_timeout * len(keys):g} s: if the machine was merely slow, raise --clip-timeout "
             "and run again with --retry-failed=timeout"
@@ -193,7 +210,7 @@ def guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
         if outcome is not None:
             died, codes = outcome
             deaths += 1
-            kind = "timeout" if died.timed_out else "crashed"
+            kind = died.kind
             suspects = part
             if died.working is not None:
                 suspects = [clips for clips in part if any(clip.key in died.working for clip in clips)]
@@ -203,7 +220,7 @@ def guilty(job: Job, found: Attempt) -> tuple[Collection[str], str, str]:
             suspects = suspects[len(part) :]
         # Twice, so that it takes three kills from outside, each at its moment, to condemn an innocent clip. One that
         # hangs does so for its whole time: once more is enough to tell it from a machine that was suspended.
-        if len(suspects) == 1 and (deaths > 1 or kind == "timeout"):
+        if len(suspects) == 1 and (deaths > 1 or kind != "crashed"):
             return [clip.key for clip in suspects[0]], kind, codes
     return (), "", ""
 

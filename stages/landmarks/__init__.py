@@ -30,6 +30,8 @@ def load_detector(name: str, *, device: str = "cpu") -> Detector:
     Raises ValueError for another name, where the weights or the package of a detector are missing, for a device
     that is not there, and for dlib on any but the CPU, which is all it knows.
     """
+    if device.startswith("cpu:"):  # torch's name of the same
+        device = "cpu"
     if name == "dlib" and device != "cpu":
         raise ValueError(f"the detector dlib runs on the CPU alone, not on {device!r}: use the detector mesh or fan")
     if name in DETECTORS and device != "cpu":

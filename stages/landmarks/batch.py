@@ -8,10 +8,14 @@ import numpy as np
 from lipprep.stages.landmarks.detector import Detector
 from lipprep.stages.landmarks.track import ClipLandmarks, track
 
+CLIPS_AT_ONCE = 64  # nearly two thousand frames of LRW, which keep a GPU busy
+
 
 @runtime_checkable
 class BatchDetector(Detector, Protocol):
-    """A detector that works on many clips at once, and wants many: some thousand frames keep a GPU busy."""
+    """A detector that works on many clips at once."""
+
+    clips_at_once: int  # as it wants them
 
     def track_clips(self, clips: Sequence[Sequence[np.ndarray]]) -> list[ClipLandmarks]:
         """Give what `track` gives for each clip."""

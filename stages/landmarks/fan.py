@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lipprep.stages.landmarks.batch import CLIPS_AT_ONCE
 from lipprep.stages.landmarks.detector import Face, weights_identity
 from lipprep.stages.landmarks.mesh import Mesh
 from lipprep.stages.landmarks.track import ClipLandmarks, track
@@ -51,6 +52,7 @@ class Fan:
 
     def __init__(self, *, device: str = "cpu") -> None:
         self.device = device
+        self.clips_at_once = 1 if device == "cpu" else CLIPS_AT_ONCE  # which a CPU gains nothing by
         self.weights = weights_path()
         if not self.weights.is_file():
             raise ValueError(

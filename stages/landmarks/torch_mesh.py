@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from lipprep.stages.landmarks.batch import CLIPS_AT_ONCE
 from lipprep.stages.landmarks.detector import Face, choose_face
 from lipprep.stages.landmarks.facemesh import FaceMesh
 from lipprep.stages.landmarks.mesh import (
@@ -26,7 +27,7 @@ from lipprep.stages.landmarks.patches import DeviceFrames, inference, upload
 from lipprep.stages.landmarks.track import COUNT_EVERY, ClipLandmarks, track
 from lipprep.stages.stopwatch import spent
 
-CLIPS_AT_ONCE = 128  # bounds what the device holds beside the frames: about a gigabyte
+_MOST_CLIPS = 128  # bounds what the device holds beside the frames: about a gigabyte
 
 
 class TorchMesh(Mesh):
@@ -38,6 +39,8 @@ class TorchMesh(Mesh):
     itself move as far when one pixel of the first frame changes by one gray level. A clip's points do not depend on the
     other clips, but for the last digits. `faces` and `fit` are those of `Mesh`, on the CPU.
     """
+
+    clips_at_once = CLIPS_AT_ONCE
 
     def __init__(self, *, device: str) -> None:
         self.device = device
@@ -59,8 +62,8 @@ class TorchMesh(Mesh):
             seen = {index: faces for index, clip in enumerate(clips) if len(clip) and (faces := self.faces(clip[0]))}
         found: dict[int, ClipLandmarks] = {}
         order = sorted(seen, key=lambda index: -len(clips[index]))
-        for start in range(0, len(order), CLIPS_AT_ONCE):
-            batch = {index: clips[index] for index in order[start : start + CLIPS_AT_ONCE]}
+        for start in range(0, len(order), _MOST_CLIPS):
+            batch = {index: clips[index] for index in order[start : start + _MOST_CLIPS]}
             with spent(self.name), inference():
                 faces = [choose_face(seen[index], clip[0].shape, None) for index, clip in batch.items()]
                 table = self._follow(list(batch.values()), faces)

@@ -132,7 +132,7 @@ def test_many_clips_are_tracked_as_one_by_one(mesh, torch_mesh, gray):
 
 
 def test_more_clips_than_fit_at_once(mesh, torch_mesh, gray, monkeypatch):
-    monkeypatch.setattr("lipprep.stages.landmarks.torch_mesh.CLIPS_AT_ONCE", 2)
+    monkeypatch.setattr("lipprep.stages.landmarks.torch_mesh._MOST_CLIPS", 2)
     clips = [moving(gray, length, phase=length) for length in (2, 4, 1, 3, 2)]
     for clip, found in zip(clips, track_clips(clips, torch_mesh), strict=True):
         assert_close(found, track(clip, mesh))
