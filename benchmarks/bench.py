@@ -1,12 +1,13 @@
 """`make bench`: the speed of the stages against their lower bounds and the common practice, and a worker's memory.
 
-All sides of a ratio are timed in the same run, in turn, in this one process, on the same clips; the figure is the
-median of the ratios. Nothing else should be running.
+All sides of a ratio are timed in the same run, in turn, in this one process on one core, on the same clips; the figure
+is the median of the rounds' ratios, and not the ratio of the medians. Nothing else should be running.
 """
 
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -96,6 +97,8 @@ class _NoJournal:
 
     def working(self, *_: object) -> None:
         pass
+
+    reading = clock = working
 
     def rest(self) -> None:
         pass
@@ -192,6 +195,8 @@ def main(clips: int, rounds: int, as_json: bool) -> None:
     """Time the stages against their lower bounds and print each figure beside its limit."""
     cv2.setNumThreads(1)
     manifest, videos = corpus(clips)
+    if hasattr(os, "sched_setaffinity"):  # what reads ahead is to share the core
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     smaller, _ = corpus(max(clips // 3, 1))
     wanted, work = Wanted(), BUILD / "work"
     run_stage_here("landmarks", manifest, work, wanted)
@@ -209,10 +214,11 @@ def main(clips: int, rounds: int, as_json: bool) -> None:
 
     figures = []
 
-    def figure(name: str, value: float, limit: float | None, unit: str, detail: str) -> None:
+    def figure(name: str, value: float, limit: float, unit: str, detail: str, *, least: bool = False) -> None:
         figures.append({"figure": name, "value": round(value, 3), "limit": limit, "unit": unit, "detail": detail})
         if not as_json:
-            told = f"limit {limit:6.2f}  {'ok' if value <= limit else 'OVER':4}" if limit else " " * 18
+            verdict = "ok" if (value >= limit if least else value <= limit) else "MISSED"
+            told = f"{'at least' if least else 'at most':8} {limit:6.2f}  {verdict:6}"
             click.echo(f"{name:46} {value:8.2f} {unit:3} {told}  {detail}")
 
     marks = landmarks_of(work, manifest)
@@ -267,10 +273,10 @@ def main(clips: int, rounds: int, as_json: bool) -> None:
     for name, above, below, limit in (
         ("crop stage / decoding", CROPS, DECODING, 1.25),
         ("landmark stage / (decoding + 30 mesh)", LANDMARKS, LIMIT, 1.2),
-        ("common practice / crop stage (at least 12)", PRACTICE, CROPS, None),
+        ("common practice / crop stage", PRACTICE, CROPS, 12.0),
     ):
         both = f"{1e3 * seconds[above]:.1f} ms / {1e3 * seconds[below]:.1f} ms a clip"
-        figure(name, ratio(above, below), limit, "x", both)
+        figure(name, ratio(above, below), limit, "x", both, least=above == PRACTICE)
 
     def unsafe_crops() -> float:
         with without_safety():
