@@ -10,11 +10,12 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from lipprep.stages.atomic import fetched
-from lipprep.stages.remote import RemotePath, place, signature
+from lipprep.stages.remote import REQUESTS, RemotePath, place, signature
 from lipprep.stages.shard.reader import read_range
 from lipprep.stages.untrusted import check_file
 
@@ -93,8 +94,10 @@ Look = Callable[[str], dict | None]
 def looking(root: Path | RemotePath) -> Look:
     """A function that gives `file_stat` of very many videos below `root`, by their paths from there.
 
-    A store is asked once for all of them, when the first is looked for.
+    A store is asked once for all of them, when the first is looked for; a web server for each, once.
     """
+    if isinstance(root, RemotePath) and not root.lists:
+        return cache(lambda video: file_stat(root / video))
     if isinstance(root, RemotePath):
         listing = cache(root.files_below)
 
@@ -157,4 +160,9 @@ def content(source: dict | None) -> dict | None:
 
 def sources_digest(videos: Iterable[str], root: Path | RemotePath, archive: str | None, look: Look) -> str:
     """A digest of size and time of all sources of a chunk: a replaced one makes the chunk stale."""
-    return digest([(video, source_stat(root, video, archive, look)) for video in videos])
+    videos = list(videos)
+    stat_of = partial(source_stat, root, archive=archive, look=look)
+    if isinstance(root, RemotePath) and not root.lists:
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            return digest(list(zip(videos, threads.map(stat_of, videos), strict=True)))
+    return digest(list(zip(videos, map(stat_of, videos), strict=True)))

@@ -2,18 +2,20 @@
 
 A word more, a clip less or another seed moves clips from chunk to chunk. What was made of them is copied from
 the tar that holds it, which may itself be about to be replaced; so it waits in a folder of its own. Stores rename
-nothing: there tars stay where they are, and what was in those that are replaced first is made again.
+nothing, but copy by themselves.
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest, chunk_name
 from lipprep.pipeline.plan import WHOLE, Chunk, Slice
 from lipprep.pipeline.records import Headers, all_entries, read_header, record_path, uncommit
-from lipprep.stages.remote import RemotePath
+from lipprep.stages.remote import REQUESTS, RemotePath
 
 _ASIDE = ".old"
 
@@ -37,7 +39,7 @@ class Moved:
         folder holds another corpus's clips, none of this one's, and they are not to be replaced.
         """
         self._folder = folder
-        self._drops = part.whole and not isinstance(folder, RemotePath)  # what is replaced, or a part's, goes otherwise
+        self._drops = part.whole
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
         self.dropped = 0  # clips that the manifest does not list any more
         # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
@@ -62,19 +64,20 @@ class Moved:
             for clip in chunk.clips:
                 if clip.key not in own and clip.key in where:
                     self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
-        if isinstance(folder, RemotePath):
-            return
+        replaced = {chunk.tar for chunk in pending}
+        theirs = {tar for tar in self._holders if tar.parent == folder}
         if not part.whole:
-            for tar in {*self._holders, *(c.tar for c in pending if c.tar in keys)}:
-                if tar.parent == folder:
-                    needed = self._holders.pop(tar, set())
-                    self._holders[self._set_aside(tar, keep=True)] = needed
-            return
-        for tar in [tar for tar in self._holders if tar.parent == folder]:
-            needed = self._holders.pop(tar)
-            if tar in {chunk.tar for chunk in pending}:
+            theirs |= replaced & keys.keys()
+        for tar, aside in self._all_aside(sorted(theirs), keep=not part.whole):
+            needed = self._holders.pop(tar, set())
+            if part.whole and tar in replaced:
                 needed.add(tar)
-            self._holders[self._set_aside(tar)] = needed
+            self._holders[aside] = needed
+
+    def _all_aside(self, tars: Sequence[Path | RemotePath], *, keep: bool) -> Iterable[tuple]:
+        """Set tars aside; each with where it is then."""
+        with ThreadPoolExecutor(REQUESTS if isinstance(self._folder, RemotePath) else 1) as threads:
+            return list(zip(tars, threads.map(partial(self._set_aside, keep=keep), tars), strict=True))
 
     def _set_aside(self, tar: Path, *, keep: bool = False) -> Path:
         header = read_header(tar)

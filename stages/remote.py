@@ -22,7 +22,8 @@ from lipprep.stages.untrusted import printable
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/]*)(.*)", re.DOTALL)
 # What stores call what changes with an object's content, or when it did.
-_TAGS = ("ETag", "etag", "generation", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
+# GCS's etag changes with an object's metadata, too: its generation comes first.
+_TAGS = ("ETag", "generation", "etag", "blob_id", "LastModified", "Last-Modified", "last_modified", "mtime", "updated")
 REQUESTS = 16  # at once
 _BUFFER = 1 << 16  # bytes: what a seek throws away
 _SUBFOLDERS = 1000
@@ -150,6 +151,11 @@ class RemotePath:
         below = isinstance(folder, RemotePath) and self._root == folder._root
         return below and self._path.is_relative_to(folder._path)
 
+    @property
+    def lists(self) -> bool:
+        """Whether a listing tells what `stat` does: web servers list links, and each file is to be asked for."""
+        return store_of(self._root).lists
+
     def absolute(self) -> "RemotePath":
         return self
 
@@ -207,10 +213,10 @@ class RemotePath:
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         """The sizes, in bytes, of those files in this folder that have one of `names`."""
-        if store_of(self._root) is not STORES["http"]:
+        if self.lists:
             entries = self.entries()
             return {n: entries[n].st_size for n in names if n in entries and stat.S_ISREG(entries[n].st_mode)}
-        names = list(names)  # web servers list nothing that could be relied on
+        names = list(names)
         with ThreadPoolExecutor(REQUESTS) as threads:
             found = threads.map(lambda name: (self / name)._size(), names)
             return {name: size for name, size in zip(names, found, strict=True) if size is not None}
@@ -253,8 +259,26 @@ class RemotePath:
         self.check_writable()
         size = local.stat().st_size
         ask(self._root, str(self._path), "put_file", str(local), transfer=size, **store_of(self._root).upload)
-        if (there := self.stat().st_size) != size:
-            raise RemoteError(f"{self} has {there} bytes after {size} were uploaded: run the same command again")
+        self._check_size(size)
+
+    def copy_to(self, other: "RemotePath") -> None:
+        """Make `other`, in the same store, one with this file's content; the store does it, nothing is fetched.
+
+        Raises FileNotFoundError where there is none.
+        """
+        self.check_writable()
+        size = self.stat().st_size
+        key = filesystem(self._root)._strip_protocol(self._root + str(self._path))
+        ask(other._root, str(other._path), "cp_file", key, transfer=size)
+        other._check_size(size)
+
+    def _check_size(self, size: int) -> None:
+        """Raise RemoteError where the file has not the `size` that was just written."""
+        if (there := self._size()) != size:
+            raise RemoteError(
+                f"{self} has {there or 'no'} bytes after {size} were written: another run writes there, too. Run one at "
+                "a time, or each with its own --slice, with the same command again"
+            )
 
     def check_writable(self) -> None:
         """Raise RemoteError, saying what can be written to, where this store can only be read."""

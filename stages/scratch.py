@@ -23,7 +23,6 @@ def scratch(folder: RemotePath) -> Path:
     change what is uploaded.
     """
     mine = Path(tempfile.gettempdir()) / f"lipprep-{getattr(os, 'getuid', getpass.getuser)()}"
-    local = mine / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     mine.mkdir(mode=0o700, exist_ok=True)
     found = mine.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):

@@ -6,6 +6,7 @@ has never answered this process is given up within 10 seconds, for then it may b
 
 import contextlib
 import errno
+import logging
 import math
 import os
 import re
@@ -45,13 +46,17 @@ class BehindEnd(RemoteError):
 
 @dataclass(frozen=True)
 class Store:
-    """A kind of store: how its package is installed, where its credentials come from, and what fsspec is to be told."""
+    """A kind of store: how its package is installed, where its credentials come from, and what fsspec is to be told.
+
+    `lists` says whether a listing tells the sizes and tags of files.
+    """
 
     install: str
     credentials: str
     options: Mapping[str, Any] = field(default_factory=dict)
     upload: Mapping[str, Any] = field(default_factory=dict)
     read_only: bool = False
+    lists: bool = True
 
 
 _S3 = Store(
@@ -75,7 +80,7 @@ _AZURE = Store(
     "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     upload={"overwrite": True},
 )
-_HTTP = Store("pip install aiohttp", "write https://USER:PASSWORD@HOST/FOLDER", read_only=True)
+_HTTP = Store("pip install aiohttp", "write https://USER:PASSWORD@HOST/FOLDER", read_only=True, lists=False)
 _HF = Store("pip install huggingface_hub", "run `hf auth login`, or set HF_TOKEN", read_only=True)
 # Those that show an object whole or not at all. Protocols that run something (ssh, pipe), that read what a file says
 # they shall (reference, generic), or that show a file while it grows (ftp, smb, webdav) have no place here.
@@ -105,12 +110,15 @@ _SETTINGS = {
     "InvalidRegionError": "AWS_DEFAULT_REGION (as in us-east-1)",
     "Invalid endpoint": "AWS_ENDPOINT_URL (as in http://localhost:9000)",
 }
+_LOGIN = ("SSO", "TokenRetrieval")  # in the names of botocore's errors
 _INSECURE = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # never get better, though their classes pass
 _PASSWORD = re.compile(r"(://[^/@:\s]*):[^/\s]*@")
 _BUSY = {errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EBUSY)}  # what s3fs makes of 500 and 503
 
 _filesystems: dict[tuple[int, str], "AbstractFileSystem"] = {}
 _answered: set[str] = set()  # roots
+for _name in ("aiobotocore", "botocore"):  # they log tracebacks of what is told in a line here
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 
 def masked(text: str) -> str:
@@ -248,6 +256,8 @@ def _explain(error: BaseException, root: str, url: str) -> str:
             f"{url}: there is no secure way to the store ({said}): see to the address; a certificate that only you "
             "know is trusted where AWS_CA_BUNDLE, or SSL_CERT_FILE, names its file"
         )
+    if any(sign in kind for sign in _LOGIN):
+        return f"{url}: your login has ended ({said.rstrip('.')}): run `aws sso login`{AGAIN}"
     if "redential" in kind:
         return f"{url}: the store wants credentials, and none were found: {store.credentials}"
     if code == "401":

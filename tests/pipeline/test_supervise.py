@@ -113,6 +113,37 @@ def test_a_fault_of_ours_in_reading_ahead_costs_its_clips_alone(chain, lipprep, 
     assert tars("work/m/landmarks") == whole
 
 
+def test_videos_that_do_not_come_end_the_run_as_their_disk_is_to_blame(tmp_path, monkeypatch):
+    from concurrent.futures import BrokenExecutor
+
+    from lipprep.pipeline import supervise
+    from lipprep.pipeline.journal import Journal
+    from lipprep.pipeline.make import Job
+    from lipprep.pipeline.manifest import Clip
+    from lipprep.pipeline.wanted import Wanted
+
+    clips = [Clip(f"k{n}", f"v{n}.mp4", "train", "w", 0, 0) for n in range(5)]
+    job = Job("landmarks", clips, tmp_path, 25.0, Wanted(), {}, {}, tmp_path / "train-00000.tar")
+    died = []
+
+    def work(jobs):
+        """Hang at the first video that is not given up."""
+        (mine,) = jobs
+        at = next(clip.key for clip in mine.clips if clip.key not in mine.condemned)
+        with Journal(mine.tar, mine.attempt) as journal:
+            journal.reading([at], None)
+            journal._file.write(b"Timeout (0:11:00)!\n")
+            journal.keep = True
+        died.append(at)
+        raise supervise.WorkerDied(BrokenExecutor("exit codes of the workers are {EXIT(1)}"))
+        yield
+
+    monkeypatch.setattr(supervise, "run_all", lambda _, __, jobs, *, ahead: work(jobs))
+    with pytest.raises(ValueError, match=r"cannot be read within 600 s \(k0, k1, k2\): does their disk answer"):
+        supervise.supervise([job], workers=1, done=lambda *_: None)
+    assert died == ["k0", "k1", "k2"]
+
+
 def test_without_a_journal_a_clip_is_found_by_halves(tmp_path, monkeypatch):
     """At most log2(chunk) + 2 tries find the clip, wherever it stands."""
     from lipprep.pipeline import supervise
