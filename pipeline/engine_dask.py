@@ -1,13 +1,15 @@
 """Chunks on a Dask cluster: one at an address, or worker processes that are started here for the run."""
 
+import asyncio
 import contextlib
 import logging
 import multiprocessing.resource_tracker
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from threading import Event, Thread
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,7 @@ from lipprep.pipeline.engines import (
     ANSWER,
     PATIENCE,
     SOME,
+    Absence,
     Engine,
     WorkerLost,
     answer,
@@ -43,21 +46,25 @@ def reach(address: str | None) -> None:
 
 
 class _Dask:
-    def __init__(self, client: Any, address: str, folder: str | None) -> None:
+    def __init__(self, client: Any, address: str, places: Sequence[str]) -> None:
         from distributed import CancelledError as Forgotten
         from distributed import KilledWorker
         from distributed.comm.core import CommClosedError
 
-        self._client, self._address, self._folder = client, address, folder
+        self._client, self._address, self._places = client, address, places
         self._waiting: dict[Future, Any] = {}
         self._lost = KilledWorker
         self._gone = (CancelledError, Forgotten, CommClosedError)
+        self._threads = sum(client.nthreads().values())
+        self._closed = Event()
+        self._watcher = Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Future:
         payload = pickle.dumps((function, task))
         future: Future = Future()
         task = self._waiting[future] = self._client.submit(
-            _on_dask, lipprep.__version__, self._folder, payload, pure=False
+            _on_dask, lipprep.__version__, self._places, payload, pure=False
         )
         # Those of `Client.get_executor` are never settled where the scheduler dies as a result is fetched.
         task.add_done_callback(future.set_result)
@@ -72,10 +79,22 @@ class _Dask:
             raise gone(self._address) from error
 
     def ahead(self) -> int:
-        return 2 * sum(self._client.nthreads().values()) or SOME
+        return 2 * self._threads or SOME
+
+    def _watch(self) -> None:
+        absence = Absence(self._address, self._threads)
+        while not self._closed.wait(1):
+            # Of a scheduler that is gone the tasks themselves tell.
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                self._threads = sum(within(PATIENCE, self._client.nthreads).values())
+                absence.look(self._threads)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._watcher.join()  # it asks nothing of a client that is closed
 
 
-def _on_dask(version: str, folder: str | None, payload: bytes) -> tuple[Any, str]:
+def _on_dask(version: str, places: Sequence[str], payload: bytes) -> tuple[Any, str]:
     from distributed import get_worker
 
     worker = get_worker()
@@ -87,7 +106,7 @@ def _on_dask(version: str, folder: str | None, payload: bytes) -> tuple[Any, str
         state = worker.state.tasks.get(key)
         return state is not None and state.state == "executing"
 
-    return work(worker.address, version, folder, payload, wanted)
+    return work(worker.address, version, places, payload, wanted)
 
 
 _on_dask.__module__ = "__main__"  # so that it is sent as it is
@@ -107,7 +126,7 @@ def _client(distributed: ModuleType, address: str) -> Any:
 
 
 @contextlib.contextmanager
-def connect(engine: Engine, folder: str | None) -> Iterator[_Dask]:
+def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Dask]:
     distributed = package("distributed", "dask")
     with contextlib.ExitStack() as stack:
         address = engine.address
@@ -134,8 +153,9 @@ def connect(engine: Engine, folder: str | None) -> Iterator[_Dask]:
         if not threads:
             tqdm.write(f"no worker has come to {address} yet: waiting for the first", file=sys.stderr)
         try:
-            answers = within(ANSWER, client.run, probe, folder)
+            answers = within(ANSWER, client.run, probe, places)
         except TimeoutError as error:
             raise ValueError(f"workers of {address} do not answer: are they stopped, or hung?") from error
-        check(answers, folder)
-        yield _Dask(client, address, folder)  # what is left is cancelled when the client is closed
+        check(answers)
+        # What is left is cancelled when the client is closed.
+        yield stack.enter_context(contextlib.closing(_Dask(client, address, places)))

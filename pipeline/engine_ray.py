@@ -2,10 +2,11 @@
 
 import contextlib
 import pickle
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from threading import Event, Thread
 from types import ModuleType
@@ -17,6 +18,7 @@ from lipprep.pipeline.engines import (
     PATIENCE,
     RERUNS,
     SOME,
+    Absence,
     Engine,
     WorkerLost,
     answer,
@@ -43,8 +45,8 @@ def reach(address: str | None) -> None:
 
 
 class _Ray:
-    def __init__(self, ray: ModuleType, address: str, folder: str | None) -> None:
-        self._ray, self._address, self._folder = ray, address, folder
+    def __init__(self, ray: ModuleType, address: str, places: Sequence[str]) -> None:
+        self._ray, self._address, self._places = ray, address, places
         self._run = ray.remote(max_retries=RERUNS, num_cpus=1)(_on_ray)
         self._waiting: dict[Future, Any] = {}
         self._cores = ray.cluster_resources().get("CPU", 0)
@@ -53,7 +55,7 @@ class _Ray:
         self._watcher.start()
 
     def submit(self, function: Callable[[Any], Any], task: Any) -> Future:
-        reference = self._run.remote(lipprep.__version__, self._folder, pickle.dumps((function, task)))
+        reference = self._run.remote(lipprep.__version__, self._places, pickle.dumps((function, task)))
         future = reference.future()
         self._waiting[future] = reference
         return future
@@ -74,12 +76,16 @@ class _Ray:
         return 2 * int(self._cores) or SOME
 
     def _watch(self) -> None:
-        """End what waits for a head that is gone: Ray would end this process after a minute, and not say what of."""
-        seen = time.monotonic()
+        """Tell when no worker is left, and end what waits for a head that is gone.
+
+        Ray would end this process after a minute, and not say what of.
+        """
+        seen, absence = time.monotonic(), Absence(self._address, self._cores)
         while not self._closed.wait(1):
             try:
                 self._cores = within(PATIENCE, self._ray.cluster_resources).get("CPU", 0)
                 seen = time.monotonic()
+                absence.look(self._cores)
             except (TimeoutError, self._ray.exceptions.RayError):
                 if time.monotonic() - seen > _ABSENCE:
                     for future in list(self._waiting):
@@ -93,24 +99,25 @@ class _Ray:
             self._ray.cancel(reference, force=True)
 
 
-def _on_ray(version: str, folder: str | None, payload: bytes) -> tuple[Any, str]:
+def _on_ray(version: str, places: Sequence[str], payload: bytes) -> tuple[Any, str]:
     import ray
 
     # A task that is cancelled is killed.
-    return work(ray.get_runtime_context().get_node_id(), version, folder, payload, lambda: True)
+    return work(ray.get_runtime_context().get_node_id(), version, places, payload, lambda: True)
 
 
 _on_ray.__module__ = "__main__"  # so that it is sent as it is
 
 
 @contextlib.contextmanager
-def connect(engine: Engine, folder: str | None) -> Iterator[_Ray]:
+def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Ray]:
     ray = package("ray", "ray")
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if engine.address is None:
-        ray.init(num_cpus=engine.workers, include_dashboard=False, **quiet)
+        # Without this Ray would go to a cluster that its environment or its files name.
+        ray.init("local", num_cpus=engine.workers, include_dashboard=False, **quiet)
     else:
         try:
             ray.init(engine.address, **quiet)
@@ -120,7 +127,7 @@ def connect(engine: Engine, folder: str | None) -> Iterator[_Ray]:
         stack.callback(ray.shutdown)
         ask = ray.remote(num_cpus=0)(probe)
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        asked = [ask.options(scheduling_strategy=On(node, soft=False)).remote(folder) for node in nodes]
+        asked = [ask.options(scheduling_strategy=On(node, soft=False)).remote(places) for node in nodes]
         try:
             answers = ray.get(asked, timeout=ANSWER)
         except ray.exceptions.RayError as error:
@@ -128,16 +135,22 @@ def connect(engine: Engine, folder: str | None) -> Iterator[_Ray]:
                 f"nodes of {engine.address or 'this machine'} do not answer ({printable(error)[:200]}): are they "
                 "stopped, or hung?"
             ) from error
-        check(dict(zip(nodes, answers, strict=True)), folder)
-        cluster = _Ray(ray, engine.address or "this machine", folder)
+        check(dict(zip(nodes, answers, strict=True)))
+        cluster = _Ray(ray, engine.address or "this machine", places)
         stack.callback(cluster.close)
         yield cluster
 
 
 def _knock(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise silent(address, _KIND, error) from error
+    # Somebody is there. To start Python and import Ray alone takes seconds.
     ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        subprocess.run(ask, check=True, capture_output=True, timeout=PATIENCE, text=True, errors="replace")
+        subprocess.run(ask, check=True, capture_output=True, timeout=ANSWER, text=True, errors="replace")
     except subprocess.CalledProcessError as error:
         if "AUTH" in error.stderr:
             raise ValueError(

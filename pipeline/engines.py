@@ -6,14 +6,18 @@ asked of each kind, and which of its errors mean what, is told in a file each: e
 
 import contextlib
 import importlib
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 import lipprep
 from lipprep.stages.remote import RemotePath
@@ -22,6 +26,7 @@ from lipprep.stages.untrusted import printable
 ENGINES = ("loky", "dask", "ray", "serial")
 PATIENCE = 6  # seconds until an address that does not answer is given up
 ANSWER = 60  # seconds that workers may take to say what they have: they may be about to start a long task
+AWAY = 5  # seconds without workers until that is told: one that died alone is soon replaced
 RERUNS = 3  # how often a task is handed to another worker when its own dies: what Dask does unless it is told otherwise
 SOME = 16  # tasks to have waiting on a cluster that has no workers yet
 
@@ -30,7 +35,7 @@ SOME = 16  # tasks to have waiting on a cluster that has no workers yet
 class Engine:
     """Which engine is wanted: `workers` processes here or of a cluster made for the run, or the one at `address`.
 
-    Raises ValueError for an address that no cluster is at.
+    Raises ValueError for an address that no cluster can be at.
     """
 
     name: str = "loky"
@@ -42,6 +47,8 @@ class Engine:
             raise ValueError(f"unknown engine {self.name!r}: choose one of {', '.join(ENGINES)}")
         if self.address is not None and not self.is_cluster:
             raise ValueError(f"--address is for --engine dask or ray; {self.name} works on this machine")
+        if self.address is not None and not self.address.strip():
+            raise ValueError("--address is empty: name a cluster, or leave it out to have one made for the run")
 
     @property
     def is_cluster(self) -> bool:
@@ -88,14 +95,15 @@ def reach(engine: Engine) -> None:
 
 
 @contextlib.contextmanager
-def open_cluster(engine: Engine, folder: Path | RemotePath) -> Iterator[Cluster]:
+def open_cluster(engine: Engine, *places: Path | RemotePath) -> Iterator[Cluster]:
     """Connect to a cluster, or make one; what still waits there when the block is left is cancelled.
 
     Raises ValueError where the package is missing, the address does not answer, or the workers cannot work: they
-    lack lipprep or have another version of it, do not see a local `folder`, or run several tasks in one process.
+    lack lipprep or have another version of it, do not see all `places` that are local, or run several tasks in one
+    process.
     """
     # What workers must see; whether they reach a store they say when they ask it.
-    shared = None if isinstance(folder, RemotePath) else str(folder)
+    shared = tuple(str(place) for place in places if not isinstance(place, RemotePath))
     # Ray tells on stdout of workers that died.
     with contextlib.redirect_stdout(sys.stderr), _kind(engine).connect(engine, shared) as cluster:
         yield cluster
@@ -116,9 +124,11 @@ def package(name: str, extra: str) -> ModuleType:
 
 
 def silent(address: str, what: str, error: Exception) -> ValueError:
-    """What to raise where nobody answers at an address as `what` should be there."""
-    why = str(error).partition("\n")[0] if isinstance(error, OSError) else ""
-    return ValueError(f"nobody answers at {address} as {what}{why and f' ({printable(why)})'}")
+    """What to raise where nobody answers at an address as `what` should be there, or it is the address of no such."""
+    why = printable(" ".join(str(error).split()))[:300]
+    if isinstance(error, OSError):
+        return ValueError(f"nobody answers at {address} as {what}{why and f' ({why})'}")
+    return ValueError(f"{address} is not to be used as {what}: {why}")
 
 
 def gone(address: str, why: str = "") -> ClusterError:
@@ -126,6 +136,27 @@ def gone(address: str, why: str = "") -> ClusterError:
     return ClusterError(
         f"the cluster at {address} is gone{why}; what is done is kept: run the same command again to go on"
     )
+
+
+class Absence:
+    """Tells the user, once, that the last worker of a cluster has gone and none has come for a while."""
+
+    def __init__(self, address: str, workers: float) -> None:
+        self._address = address
+        self._seen = math.inf  # when workers were last seen; infinite where it has been told, and before the first
+        self.look(workers)
+
+    def look(self, workers: float) -> None:
+        """Take note of how many workers there are now."""
+        if workers:
+            self._seen = time.monotonic()
+        elif time.monotonic() - self._seen > AWAY:
+            self._seen = math.inf
+            tqdm.write(
+                f"no worker is left at {self._address}: waiting for new ones (Ctrl-C ends the run; what is done is "
+                "kept)",
+                file=sys.stderr,
+            )
 
 
 def within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
@@ -142,21 +173,21 @@ def within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
     return outcome.result(seconds)
 
 
-def probe(folder: str | None) -> dict:
+def probe(places: Sequence[str]) -> dict:
     """Run by a worker: whether it could work."""
     import importlib.metadata
-    import pathlib
+    import os.path
     import socket
 
     try:
         version = importlib.metadata.version("lipprep")
     except importlib.metadata.PackageNotFoundError:
         version = None
-    sees = folder is None or pathlib.Path(folder).is_dir()
-    return {"host": socket.gethostname(), "lipprep": version, "sees": sees}
+    unseen = next((place for place in places if not os.path.exists(place)), None)  # noqa: PTH110 (raises nothing)
+    return {"host": socket.gethostname(), "lipprep": version, "unseen": unseen}
 
 
-def check(answers: Mapping[str, dict], folder: str | None) -> None:
+def check(answers: Mapping[str, dict]) -> None:
     """Raise ValueError, naming the first of the workers that cannot work."""
     wrong: dict[str, str] = {}
     for where, told in answers.items():
@@ -164,10 +195,10 @@ def check(answers: Mapping[str, dict], folder: str | None) -> None:
             wrong[where] = f"has no lipprep: install lipprep {lipprep.__version__} there"
         elif told["lipprep"] != lipprep.__version__:
             wrong[where] = f"has lipprep {told['lipprep']}: this is {lipprep.__version__}, install the same everywhere"
-        elif not told["sees"]:
+        elif told["unseen"] is not None:
             wrong[where] = (
-                f"does not see {folder}: manifest, videos, work and shards must be on a disk that all see, or in an "
-                "object store"
+                f"does not see {printable(told['unseen'])}: manifest, videos, work and shards must be on a disk that "
+                "all see, or in an object store"
             )
     if wrong:
         where, why = next(iter(wrong.items()))
@@ -175,33 +206,38 @@ def check(answers: Mapping[str, dict], folder: str | None) -> None:
         raise ValueError(f"the worker {where} on {answers[where]['host']} {why}{more}")
 
 
-def work(who: str, version: str, folder: str | None, payload: bytes, wanted: Callable[[], bool]) -> tuple[Any, str]:
+def work(who: str, version: str, places: Sequence[str], payload: bytes, wanted: Callable[[], bool]) -> tuple[Any, str]:
     """Run by a worker, which may have come after the others were looked at: a result, or why it cannot work.
 
     While it works, `stop_if_unwanted` asks `wanted`.
     """
-    import pathlib
+    import os.path
     import pickle
 
     try:
         import lipprep
         from lipprep.pipeline.pool import wanted_while
+        from lipprep.stages.store import RemoteError
     except ImportError as error:
         return None, f"the worker {who} cannot import lipprep {version} ({error})"
     if lipprep.__version__ != version:
         return None, f"the worker {who} has lipprep {lipprep.__version__}, and this is {version}"
-    if folder is not None and not pathlib.Path(folder).is_dir():
-        return None, f"the worker {who} does not see {folder}"
+    for place in places:
+        if not os.path.exists(place):  # noqa: PTH110 (raises nothing)
+            return None, f"the worker {who} does not see {place}"
     function, task = pickle.loads(payload)  # the driver's own, which came as all that clusters send does: as a pickle
-    with wanted_while(wanted):
-        return function(task), ""
+    try:
+        with wanted_while(wanted):
+            return function(task), ""
+    except RemoteError as error:  # its credentials, or the address that it knows, may be others than the driver's
+        raise RemoteError(f"on the worker {who}: {error}") from error
 
 
 def answer(told: tuple[Any, str]) -> Any:
     """The result, of what `work` gave. Raises ClusterError where the worker could not work."""
     result, why = told
     if why:
-        raise ClusterError(f"{why}. What is done is kept: mend that, and run the same command again")
+        raise ClusterError(f"{printable(why)}. What is done is kept: mend that, and run the same command again")
     return result
 
 

@@ -42,6 +42,10 @@ def alone_in(folder: Path | RemotePath, *, shared: bool = False, part: Slice = W
         there.mkdir(parents=True, exist_ok=True)
     if part.whole:
         with _hold(lock, folder, shared=shared):
+            if not shared:  # then nobody holds a part's
+                for left in there.glob(f"{LOCK}-*"):
+                    with contextlib.suppress(OSError):  # it does no harm
+                        left.unlink()
             yield
         return
     lock.touch()
@@ -89,8 +93,9 @@ def _holder(path: Path) -> str:
     with path.open(errors="replace") as file:
         if not _take(file, shared=True):
             return printable(file.read(100).strip()) or "it has not said which"
-    for other in sorted(path.parent.glob(f"{LOCK}-*")):
-        with other.open(errors="replace") as file:
-            if not _take(file, shared=True):
-                return printable(file.read(100).strip())
+        # Held by us, too, so that nobody removes the parts' meanwhile.
+        for other in sorted(path.parent.glob(f"{LOCK}-*")):
+            with other.open(errors="replace") as held:
+                if not _take(held, shared=True):
+                    return printable(held.read(100).strip())
     return "one that reads there, as the next stage and lipprep verify do"

@@ -106,7 +106,7 @@ def run_stage(
     again and again, a cluster cannot be used, or another run is at work in the same folder. RemoteError where a store
     cannot be reached; what is done is kept.
     """
-    check_root(manifest)
+    seen = check_root(manifest)
     began = time.perf_counter()
     folder, whole = layout.folder(stage), run.part.whole
     with contextlib.ExitStack() as stack:
@@ -114,7 +114,8 @@ def run_stage(
         for other in {"landmarks", "crops"} - {stage} if stage != "landmarks" else ():
             stack.enter_context(alone_in(layout.folder(other), shared=True))
         # Before anything is touched: an address may be wrong.
-        cluster = stack.enter_context(open_cluster(run.engine, folder)) if run.engine.is_cluster else None
+        places = _places(stage, layout, wanted, seen)
+        cluster = stack.enter_context(open_cluster(run.engine, *places)) if run.engine.is_cluster else None
         write_wanted(layout.plan, wanted)
         mine, stored = _survey(stage, manifest, layout, wanted, run)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
@@ -153,6 +154,15 @@ def run_stage(
         if stage == "shards" and whole:
             _write_index(manifest, layout, wanted)
         return close_accounts(stage, mine, list(made.values()), time.perf_counter() - began)
+
+
+def _places(stage: str, layout: Layout, wanted: Wanted, video: Path | RemotePath) -> list[Path | RemotePath]:
+    """What the workers of a cluster must see: of the root a video, for a mount point is there without its disk."""
+    places = [layout.folder(stage), video]
+    if (above := upstream(stage, wanted)) and layout.folder(above).is_dir():  # else it is told that it was not made
+        places.append(layout.folder(above))
+    file = wanted.archive if stage == "landmarks" else wanted.mean_face
+    return places if file is None else [*places, Path(file)]
 
 
 def _make(jobs: Sequence[Job], engine: Engine, cluster: Cluster | None, done: Callable[[Path, dict], None]) -> None:
@@ -219,15 +229,19 @@ def _survey(
     return [c for c in chunks if c.stage == stage], stored if stage == "shards" else set()
 
 
-def check_root(manifest: Manifest) -> None:
-    """Raise ValueError where not one video is where the manifest says: a disk is missing, or the root has moved."""
+def check_root(manifest: Manifest) -> Path | RemotePath:
+    """A video that is where the manifest says. Raises ValueError where none is: a disk is missing, or they moved."""
     # Mostly the first one is there, and a store need not list all.
+    if is_file(first := manifest.root / manifest.clips[0].video):
+        return first
     look = looking(manifest.root)
-    if not is_file(manifest.root / manifest.clips[0].video) and not any(look(c.video) for c in manifest.clips):
-        raise ValueError(
-            f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
-            "mounted? If they have moved, say where with --root"
-        )
+    for clip in manifest.clips:
+        if look(clip.video):
+            return manifest.root / clip.video
+    raise ValueError(
+        f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
+        "mounted? If they have moved, say where with --root"
+    )
 
 
 def _to_retry(chunk: Chunk, retry: str | None) -> bool:

@@ -12,14 +12,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from traps import PATIENCE, POSIX, TRAPS, entries, strays, tars, until
 
-from lipprep.pipeline import engines, lock
+from lipprep.pipeline import engine_ray, engines, lock
 from lipprep.pipeline.engines import Engine, open_cluster
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.plan import Slice
+from lipprep.pipeline.wanted import load_mean_face
 
 DASK = [pytest.param("dask", marks=[POSIX, pytest.mark.dask])]
 CLUSTERS = [*DASK, pytest.param("ray", marks=[POSIX, pytest.mark.cluster])]
@@ -59,7 +61,8 @@ def clear() -> None:
 
 
 @pytest.mark.parametrize("engine", [*CLUSTERS, "serial"])
-def test_every_engine_gives_the_same_bytes(whole, trapped, engine):
+def test_every_engine_gives_the_same_bytes(whole, trapped, engine, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # of another cluster than the one that is made for the run
     for stage in ("landmarks", "crops", "shards"):
         trapped(stage, "--engine", engine, "-j", 2, traps={})
     assert everything() == whole and not strays()
@@ -219,10 +222,14 @@ def test_a_ray_cluster_that_asks_for_a_token_and_loses_its_head(whole, trapped, 
 
 @POSIX
 @pytest.mark.cluster
-def test_every_node_of_a_ray_cluster_is_asked(ray_head, tmp_path):
+def test_every_node_of_a_ray_cluster_is_asked(ray_head, monkeypatch):
     """Two on one machine, too."""
     pytest.importorskip("ray")
     address, _, token = ray_head
+    for name, value in token.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(engine_ray, "PATIENCE", 0.5)  # less than Python and Ray take to start
+    engines.reach(Engine("ray", 1, address))
     script = f"""
 from pathlib import Path
 from lipprep.pipeline.engines import Engine, open_cluster
@@ -232,9 +239,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **token}, capture_output=True, text=True, timeout=PATIENCE
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
     assert "does not see /absent" in done.stdout and "(2 of 2 workers cannot work)" in done.stdout, done.stderr
 
 
@@ -257,16 +262,87 @@ def test_an_address_where_somebody_else_listens(lipprep):
     assert f"nobody answers at {address}" in message
 
 
+@pytest.mark.dask
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("", "--address is empty"),
+        ("127.0.0.1", "127.0.0.1 is not to be used as a Dask scheduler (tcp://HOST:8786): missing port number"),
+        ("http://127.0.0.1:8787", "unknown address scheme 'http' (known schemes: "),
+    ],
+)
+def test_a_dask_address_of_another_form(trapped, address, why):
+    assert why in trapped("landmarks", "--engine", "dask", "--address", address, traps={}, code=1).stderr
+
+
 def test_workers_that_cannot_work_are_named(tmp_path):
-    fit = {"host": "a", "lipprep": engines.lipprep.__version__, "sees": True}
-    engines.check({"w1": fit}, str(tmp_path))
+    fit = {"host": "a", "lipprep": engines.lipprep.__version__, "unseen": None}
+    engines.check({"w1": fit})
     for wrong, told in (
         ({"lipprep": None}, "the worker w2 on b has no lipprep: install"),
         ({"lipprep": "9.9"}, "the worker w2 on b has lipprep 9.9: this is"),
-        ({"sees": False}, f"the worker w2 on b does not see {tmp_path}"),
+        ({"unseen": str(tmp_path)}, f"the worker w2 on b does not see {tmp_path}"),
     ):
         with pytest.raises(ValueError, match=told):
-            engines.check({"w1": fit, "w2": {**fit, "host": "b", **wrong}}, str(tmp_path))
+            engines.check({"w1": fit, "w2": {**fit, "host": "b", **wrong}})
+    places, absent = (str(tmp_path),), str(tmp_path / "absent")
+    assert engines.probe(places)["unseen"] is None and engines.probe((*places, absent, "more"))["unseen"] == absent
+    told = engines.work("w3", engines.lipprep.__version__, (*places, absent), b"", lambda: True)
+    assert told == (None, f"the worker w3 does not see {absent}")
+
+
+@pytest.fixture
+def dask_thread():
+    """The address of a scheduler in this process, with one worker here, too."""
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as made:
+        yield made.scheduler_address
+
+
+@POSIX
+@pytest.mark.dask
+def test_workers_see_all_that_a_chunk_is_made_from(chain, lipprep, corpus, dask_thread, monkeypatch):
+    chain(stages=("landmarks",))
+    np.save("face.npy", load_mean_face(None))
+    Path("archive").mkdir()
+    there, hidden = os.path.exists, []
+    monkeypatch.setattr(os.path, "exists", lambda path: str(path) not in hidden and there(path))  # as workers look
+
+    def refused(place: Path, *command: object) -> None:
+        hidden[:] = [str(place)]
+        message = lipprep(*command, "--engine", "dask", "--address", dask_thread, code=1).stderr
+        assert f"does not see {place}: manifest, videos, work and shards" in message
+
+    video = corpus / json.loads(Path("manifests/m.jsonl").read_text().splitlines()[1])["video"]
+    refused(video, "landmarks")
+    refused(Path("work/m/landmarks").absolute(), "landmarks")
+    refused(Path("work/m/landmarks").absolute(), "crops")
+    refused(Path("archive").absolute(), "landmarks", "--archive", "archive")
+    refused(Path("face.npy").absolute(), "crops", "--mean-face", "face.npy")
+    refused(video, "shards")
+
+
+@POSIX
+@pytest.mark.dask
+def test_that_no_worker_is_left_is_told_once(dask_cluster, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(engines, "AWAY", 0)
+    address, workers = dask_cluster
+    said = []
+
+    def told() -> int:
+        said.append(capsys.readouterr().err)
+        return "".join(said).count(f"no worker is left at {address}: waiting for new ones (Ctrl-C ends")
+
+    with open_cluster(Engine("dask", 1, address), tmp_path):
+        assert not told()
+        for process in (workers[0].parent(), *workers):
+            process.kill()
+        until(told)
+    absence = engines.Absence(address, 0)
+    for count in (0, 2, 0, 0, 0, 1, 0, 0):
+        absence.look(count)
+    assert told() == 3
 
 
 @POSIX
@@ -301,7 +377,7 @@ def test_slices_give_the_same_bytes(whole, lipprep):
                 assert "shards are not there" in message and "missing" in message
     assert not Path("shards/index.json").exists()
     assert "12 clips planned = 12 ok" in lipprep("index").stdout
-    assert everything() == whole and not strays()
+    assert everything() == whole and not strays() and not list(Path().rglob(".lock-*"))
     assert "0 chunks made" in lipprep("shards", "-j", 1).stdout
 
 
@@ -321,6 +397,10 @@ def test_slices_copy_what_a_new_manifest_deals_to_others(whole, lipprep, corpus)
 def test_slices_of_another_number_would_make_the_same_chunks(listed, lipprep, monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE", 0)
     folder = Path("work/m/landmarks")
+
+    def parts() -> list[str]:
+        return sorted(path.name for path in folder.glob(".lock-*"))
+
     with alone_in(folder, part=Slice(1, 4)):
         for flags in (["--slice", "1/8"], ["--slice", "1/4"], []):
             message = lipprep("landmarks", "-j", 1, *flags, code=1).stderr
@@ -329,7 +409,9 @@ def test_slices_of_another_number_would_make_the_same_chunks(listed, lipprep, mo
     with alone_in(folder, shared=True):
         assert "(one that reads there" in lipprep("landmarks", "-j", 1, code=1).stderr
     lipprep("landmarks", "-j", 1, "--slice", "1/8")
+    assert parts() == [".lock-1-of-4", ".lock-1-of-8", ".lock-2-of-4"]
     lipprep("landmarks", "-j", 1)
+    assert parts() == []
 
 
 def test_an_index_is_made_of_the_shards_that_are_named(chain, lipprep, monkeypatch):
