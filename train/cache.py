@@ -2,7 +2,12 @@
 
 What is fetched are the blocks of the epoch's plan: neighbouring samples that are read together in every epoch. A file
 holds one block, then the CRC-32 of each of its samples, then that of these: what is damaged or cut is fetched again.
-Any number of processes may use a folder at once. The block that was used least recently goes first.
+Any number of processes, and of runs, may use a folder at once.
+
+Room is made by blocks that were last used before this run began, the oldest first. Then this run's own go, the newest
+first but for those that are still being read: every epoch is another order, so that what this one has read already is
+wanted later than what it has not. With half the room, about half of the blocks are fetched again in each epoch; if the
+least recently used went first, six of seven would be.
 """
 
 import contextlib
@@ -13,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +31,7 @@ import numpy as np
 from lipprep.stages.atomic import Output, disk_remedy, temporary_path
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.reader import read_range
-from lipprep.train.epoch import BLOCK
+from lipprep.train.epoch import BLOCK, WINDOW
 from lipprep.train.metrics import warn
 
 try:
@@ -38,8 +44,9 @@ _SMALLEST = 100_000_000  # bytes of a folder: a few batches
 _DEFAULT = 50_000_000_000  # bytes, or a tenth of the disk
 _LEDGER = ".size.lock"  # says how many bytes blocks take
 _LOCKS = 64  # for all blocks: two of one lock are fetched one after the other
-_REQUESTS = 8  # at once
-_ROOM = 0.9  # of the size, after blocks have gone: looking for them takes a while, and is not done for each block
+REQUESTS = 8  # at once
+_AT_HAND = 4 * WINDOW  # blocks: eight processes that read batches of up to 256 samples are at work on so many
+_ROOM = 0.98  # of the size, after blocks have gone: looking for them takes a while, and is not done for each block
 _NAME = re.compile(r"\.?[0-9a-f]{64}(\..*\.tmp)?")  # of a block's file
 _UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -78,13 +85,14 @@ class RemoteShard:
 class BlockCache:
     """Reads samples of remote shards through a folder. May be pickled, and used by several threads.
 
-    Where the disk is full, which is said once, samples are fetched by themselves: blocks that are not kept would be
-    fetched for each of their samples.
+    Where the disk is full, which each process that reads says once, samples are fetched by themselves: blocks that are
+    not kept would be fetched for each of their samples.
     """
 
     def __init__(self, folder: Path, *, size: int) -> None:
-        """`size` is the most that blocks take there, in bytes."""
+        """`size` is the most that blocks take there, in bytes. The run begins now, for those it is pickled to, too."""
         self.folder, self.size = folder, size
+        self._began = time.time_ns()
         self._full = False
 
     def read(self, shard: "RemoteShard", position: int) -> bytes:
@@ -103,13 +111,17 @@ class BlockCache:
         """Let the block of a sample be fetched again when it is wanted: it may have been damaged on its way here."""
         self._file(shard.block(position)).unlink(missing_ok=True)
 
-    def prefetch(self, wanted: Iterable[tuple["RemoteShard", int]]) -> None:
-        """Fetch the blocks of the samples (shard, position) that are `wanted`, several at once; not those kept."""
+    def prefetch(self, wanted: Iterable[tuple["RemoteShard", int]]) -> bool:
+        """Fetch the blocks of the samples (shard, position) that are `wanted`, several at once; not those kept.
+
+        False where some are not kept, so that reading their samples takes a request each.
+        """
         blocks = {block.name: block for block in itertools.starmap(RemoteShard.block, wanted)}
         missing = [b for b in blocks.values() if self._keeps(b) and not self._file(b).exists()]
         if len(missing) > 1:
-            with ThreadPoolExecutor(min(len(missing), _REQUESTS)) as threads:
+            with ThreadPoolExecutor(min(len(missing), REQUESTS)) as threads:
                 list(threads.map(lambda block: self._fetch(block, 0), missing))
+        return all(self._keeps(block) for block in blocks.values())
 
     def _keeps(self, block: "_Block") -> bool:
         """Whether the block is kept when it is fetched."""
@@ -180,15 +192,18 @@ class BlockCache:
                 temporary.unlink(missing_ok=True)
 
     def _tidy(self, size: int) -> int:
-        """Remove blocks, the least recently used first, until they take `size` bytes; return what they take."""
+        """Remove blocks until they take `size` bytes; return what they take."""
         found = []
         for file in _blocks(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 status = file.stat()
                 found.append((status.st_mtime_ns, status.st_size, file))
         found.sort(key=lambda entry: entry[0])
+        earlier = sum(used < self._began for used, _, _ in found)
+        # More samples of the blocks at hand are to be read: if these went, they would be fetched for each of them.
+        at_hand = max(earlier, len(found) - _AT_HAND)
         taken = sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, file in found:
+        for _, bytes_, file in [*found[:earlier], *reversed(found[earlier:at_hand]), *found[at_hand:]]:
             if taken <= size:
                 break
             with contextlib.suppress(OSError):  # Windows keeps what is being read
@@ -266,8 +281,8 @@ def open_cache(
             return None
     if needed > size:
         warn(
-            f"of the shards, {needed / 1e9:.3g} GB are read and {size / 1e9:.3g} GB kept in {folder}: the rest is "
-            "fetched again in every epoch, unless --cache-size is larger"
+            f"of the shards, {needed / 1e9:.3g} GB are read and {size / 1e9:.3g} GB kept in {folder}: about as "
+            "much as finds no room is fetched again in every epoch, unless --cache-size is larger"
         )
     return BlockCache(folder, size=size)
 

@@ -8,6 +8,7 @@ import click
 
 from lipprep.command import INTERRUPTED, Command, LocalFolder, Place
 from lipprep.stages.remote import RemotePath
+from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
 
 
@@ -42,7 +43,7 @@ CACHE_SIZE = click.option(
     "--cache-size",
     metavar="SIZE",
     type=Size(),
-    help="How much is kept, as in 20GB. Default: 50GB, or a tenth of a small disk.",
+    help="How much is kept, as in 20GB. Default: 50GB, or less: a tenth of the disk, or half of what is free there.",
 )
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if any."
@@ -88,6 +89,7 @@ def train(
       lipprep train --shards shards/ --run runs/small --resume auto
       lipprep train --shards s3://bucket/shards --cache-size 20GB
     """
+    _ask(shards)
     from lipprep.train.loop import train as run_training
     from lipprep.train.run import open_run
 
@@ -150,6 +152,7 @@ def evaluate(
       lipprep evaluate runs/small --shards shards/
       lipprep evaluate runs/small --shards shards/ --split unseen --groups groups.txt --json
     """
+    _ask(shards)
     from lipprep.train.evaluate import evaluate as measure
 
     kept = {"cache": cache, "cache_size": cache_size}
@@ -176,7 +179,7 @@ def evaluate(
 
 
 @click.command(cls=Command)
-@click.argument("videos", nargs=-1, required=True, metavar="VIDEO...", type=click.Path(path_type=Path))
+@click.argument("videos", nargs=-1, required=True, metavar="VIDEO|URL...", type=Place())
 @click.option(
     "--checkpoint",
     required=True,
@@ -187,7 +190,7 @@ def evaluate(
 @click.option("-k", "count", default=5, show_default=True, type=click.IntRange(1), help="How many words to list.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print the words as JSON.")
-def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str, as_json: bool) -> None:
+def predict(videos: tuple[Path | RemotePath, ...], checkpoint: Path, count: int, device: str, as_json: bool) -> None:
     """Read the word in any video.
 
     Takes videos of any size and frame rate, and folders of them. The largest, most central face is read, in
@@ -197,18 +200,21 @@ def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str,
     Examples:
       lipprep predict me.mp4 --checkpoint runs/small
       lipprep predict recordings/ --checkpoint runs/small -k 3 --json
+      lipprep predict s3://bucket/recordings --checkpoint runs/small
     """
     from tqdm import tqdm
 
-    from lipprep.train.predict import find_videos, load_reader
+    from lipprep.train.videos import find_videos
+
+    found = find_videos(videos)  # before torch is imported, as `_ask` does
+    from lipprep.train.predict import load_reader
 
     reader = load_reader(checkpoint, device=device)
     answers, failed = [], False
-    found = find_videos(videos)
     for video in tqdm(found, unit="video", desc="predict", leave=False, disable=len(found) == 1 or None):
         try:
             words = reader.read(video, count=count)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RemoteError) as error:
             failed = True
             answers.append({"video": str(video), "error": str(error)})
             tqdm.write(f"{printable(video)}: {printable(error)}", file=sys.stderr)
@@ -222,6 +228,12 @@ def predict(videos: tuple[Path, ...], checkpoint: Path, count: int, device: str,
         click.echo(json.dumps(answers, indent=1))
     if failed:
         sys.exit(1)
+
+
+def _ask(shards: Path | RemotePath) -> None:
+    """Raise RemoteError where the store of `shards` is at fault: told before torch is imported, which takes seconds."""
+    if isinstance(shards, RemotePath):
+        (shards / "index.json").is_file()
 
 
 def _percent(part: float, interval: list[float] | None = None) -> str:

@@ -22,7 +22,7 @@ from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import Index
 from lipprep.stages.shard.reader import read_range, read_samples
 from lipprep.stages.store import RemoteError
-from lipprep.train.cache import BlockCache, RemoteShard
+from lipprep.train.cache import REQUESTS, BlockCache, RemoteShard
 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 
@@ -60,17 +60,27 @@ class ShardBatches(Dataset):
         RemoteError where a store does not answer.
         """
         S = self.crop_size
-        samples = []
-        if self.cache is not None:
-            self.cache.prefetch((self._remote(shard), position) for shard, position in places.tolist())
-        for shard, position in places.tolist():
-            samples.append(sample := self._sample(shard, position))
+
+        def one(at: tuple[int, int]) -> dict:
+            shard, position = at
+            sample = self._sample(shard, position)
             if len(places) * (size := sample["mouth"].nbytes) > _MAX_BATCH:
                 raise ValueError(
                     f"shard {self.paths[shard]}: clip {sample['key']} has {len(sample['mouth'])} frames, with which a "
                     f"batch of {len(places)} takes {len(places) * size} bytes, at most {_MAX_BATCH} are read: lower "
                     "batch_size, or cut the clip into windows"
                 )
+            return sample
+
+        wanted = places.tolist()
+        on_disk = not isinstance(self.paths[0], RemotePath)
+        if self.cache is not None:
+            on_disk = self.cache.prefetch((self._remote(shard), position) for shard, position in wanted)
+        if on_disk:
+            samples = list(map(one, wanted))
+        else:  # a request each
+            with ThreadPoolExecutor(REQUESTS) as threads:
+                samples = list(threads.map(one, wanted))
         lengths = [len(sample["mouth"]) for sample in samples]
         video_BTSS = np.zeros((len(samples), max(lengths), S, S), np.uint8)
         for row, sample in zip(video_BTSS, samples, strict=True):

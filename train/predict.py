@@ -4,7 +4,6 @@ Shapes: T frames, S side of a crop in pixels, C words (classes).
 """
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from lipprep.stages.crop import CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import Detector, load_detector, track
+from lipprep.stages.remote import HeldPath, RemotePath
 from lipprep.stages.video import probe, read_frames
 from lipprep.train.augment import AugmentOptions, eval_batch
 from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
@@ -22,7 +22,6 @@ from lipprep.train.device import autocast, choose_device, load_model
 from lipprep.train.metrics import warn
 
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
-SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,13 @@ class Reader:
     device: torch.device
     precision: str
 
-    def read(self, video: Path, *, count: int) -> list[tuple[str, float]]:
+    def read(self, video: Path | RemotePath, *, count: int) -> list[tuple[str, float]]:
         """The `count` likeliest words and their probabilities, the likeliest first.
 
-        Raises ClipFailure where the video cannot be read, or shows no face.
+        Raises ClipFailure where the video cannot be read, or shows no face, and RemoteError as its store does.
         """
+        if isinstance(video, RemotePath):
+            video = HeldPath(video)  # which is read more than once
         frames = centre_frames(video, fps=self.fps, num_frames=WINDOW)
         points = track(frames, self.detector).points if self.crop.needs_landmarks else None
         if self.crop.exact:
@@ -105,7 +106,7 @@ def load_reader(run: Path, *, device: str = "auto") -> Reader:
     )
 
 
-def centre_frames(video: Path, *, fps: float, num_frames: int, color: bool = False) -> list:
+def centre_frames(video: Path | RemotePath, *, fps: float, num_frames: int, color: bool = False) -> list:
     """The middle `num_frames` frames of a video taken at `fps`, as `read_frames` has them; all of a shorter one.
 
     Raises ClipFailure where the video cannot be read or has no frames.
@@ -118,20 +119,3 @@ def centre_frames(video: Path, *, fps: float, num_frames: int, color: bool = Fal
         if frames and len(frames) == min(length, num_frames):
             return frames
     raise ClipFailure("unreadable", f"{video} has no frames")
-
-
-def find_videos(paths: Iterable[Path]) -> list[Path]:
-    """The files among `paths`, and the videos anywhere below the folders among them, sorted.
-
-    Raises ValueError for a folder without any.
-    """
-    found = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ValueError(f"{path} holds no videos (files called {' '.join(sorted(SUFFIXES))})")
-            found += inside
-        else:
-            found.append(path)
-    return found

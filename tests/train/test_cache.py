@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.store import RemoteError
 from lipprep.train import cache as cache_module
+from lipprep.train import epoch as epoch_module
+from lipprep.train import loader as loader_module
 from lipprep.train.cache import BlockCache, RemoteShard, open_cache, parse_size
 from lipprep.train.config import load_recipe
 from lipprep.train.epoch import training_plan
@@ -112,7 +115,8 @@ def test_what_was_damaged_on_its_way_is_fetched_once_more(remote, shards, tmp_pa
     assert len(fetched) == 2
 
 
-def test_the_least_recently_used_block_goes_first(make_shards, bucket, tmp_path):
+def test_of_earlier_runs_the_least_recently_used_block_goes_first(make_shards, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_AT_HAND", 1)
     folder = put(make_shards(tmp_path / "local", splits={"train": [80]}, frames=(4, 4)), bucket)
     shard = remote_shard(folder)
     block = int(shard.offsets[16]) + 4 * 17
@@ -131,6 +135,45 @@ def test_the_least_recently_used_block_goes_first(make_shards, bucket, tmp_path)
             cache.read(shard, position)
             assert sum(file.stat().st_size for file in blocks(cache)) <= cache.size
     assert third.parent.exists()
+
+
+def test_half_the_room_saves_almost_half_of_the_requests(tmp_path, monkeypatch):
+    """Also where other processes, which the cache is sent to, read the second epoch."""
+    monkeypatch.setattr(epoch_module, "WINDOW", 8)
+    monkeypatch.setattr(cache_module, "_AT_HAND", 4 * 8)
+    blocks, sample = 384, 8
+    (tmp_path / "x.tar").write_bytes(bytes(blocks * 16 * sample))
+    shard = RemoteShard(tmp_path / "x.tar", "", np.arange(blocks * 16 + 1) * sample)
+    fetched, original = [], cache_module.read_range
+    monkeypatch.setattr(cache_module, "read_range", lambda *where: fetched.append(where) or original(*where))
+    cache = BlockCache(tmp_path / "cache", size=blocks // 2 * (16 * sample + 4 * 17))
+    for epoch in range(2):
+        fetched.clear()
+        for batch in training_plan([blocks * 16], seed=0, epoch=epoch, batch_size=16):
+            for position in batch[:, 1].tolist():
+                cache.read(shard, position)
+        cache = pickle.loads(pickle.dumps(cache))
+        assert len(fetched) <= (1, 0.65)[epoch] * blocks
+
+
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_samples_that_are_not_kept_are_fetched_several_at_once(remote, shards, tmp_path, monkeypatch, size):
+    pairs = threading.Barrier(2)  # nobody goes on alone
+    for module in (cache_module, loader_module):
+
+        def together(*where, original=module.read_range):
+            pairs.wait(60)
+            return original(*where)
+
+        monkeypatch.setattr(module, "read_range", together)
+    cache = None if size is None else BlockCache(tmp_path, size=size)
+    batches = ShardBatches(remote, load_index(remote), "train", cache=cache)
+    places = np.array([[s, p] for p in (3, 0, 17) for s in (1, 0)])
+    got = batches.read(places)
+    wanted = ShardBatches(shards, load_index(shards), "train")
+    monkeypatch.undo()
+    wanted = wanted.read(places)
+    assert got["keys"] == wanted["keys"] and torch.equal(got["video"], wanted["video"])
 
 
 def test_a_lost_ledger_is_counted_again(make_shards, bucket, tmp_path):

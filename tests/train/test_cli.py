@@ -27,6 +27,18 @@ def test_help_imports_nothing_slow():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["train --shards", "evaluate run --shards", "predict --checkpoint run"])
+def test_a_store_at_fault_is_told_before_anything_slow_is_imported(s3_server, command):
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom lipprep.cli import main\n"
+        "print(CliRunner().invoke(main, sys.argv[1:]).output, 'torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    words = [*command.split(), "s3://lipprep-there-is-none/x"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Error: there is no bucket s3://lipprep-there-is-none")
+    assert done.stdout.endswith("False False\n")
+
+
 def test_train_evaluate_and_what_they_print(shards, tiny, tmp_path):
     run = tmp_path / "run"
     args = ["train", "--shards", shards, "--recipe", "compact", "--run", run, "--device", "cpu", *tiny]

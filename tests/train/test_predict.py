@@ -13,7 +13,8 @@ from lipprep.stages.landmarks import load_detector, track
 from lipprep.stages.video import read_frames
 from lipprep.train import predict
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
-from lipprep.train.predict import centre_frames, find_videos, load_reader
+from lipprep.train.predict import centre_frames, load_reader
+from lipprep.train.videos import find_videos
 
 
 def write_video(path: Path, frames: list[np.ndarray], *, fps: int = 25) -> Path:
@@ -139,3 +140,17 @@ def test_folders_stand_for_the_videos_below_them(tmp_path):
     with pytest.raises(ValueError, match="no videos"):
         (tmp_path / "empty").mkdir()
         find_videos([tmp_path / "empty"])
+
+
+def test_videos_of_a_store_are_read_as_those_of_a_disk(bucket, reader, face, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [face] * 5)
+    for name in ("r/b/2.MP4", "r/1.mp4", "r/a.txt"):
+        (bucket / name).upload(video)
+    found = find_videos([bucket / "r", bucket / "r/a.txt"])
+    assert found == [bucket / "r/1.mp4", bucket / "r/b/2.MP4", bucket / "r/a.txt"]
+    assert reader.read(found[0], count=4) == reader.read(video, count=4)
+    with pytest.raises(ClipFailure, match=r"s3://.*/none\.mp4 is no file"):
+        reader.read(bucket / "none.mp4", count=1)
+    with pytest.raises(ValueError, match="no videos"):
+        (bucket / "empty/a.txt").upload(video)
+        find_videos([bucket / "empty"])
