@@ -6,9 +6,10 @@ from tqdm import tqdm
 
 from lipprep.pipeline.manifest import Manifest
 from lipprep.stages.failures import ClipFailure
+from lipprep.stages.remote import REQUESTS, RemotePath
 
 
-def check_video(root: Path, video: str, min_frames: int, fps: float) -> dict | None:
+def check_video(root: Path | RemotePath, video: str, min_frames: int, fps: float) -> dict | None:
     """What is wrong with one video as its header has it: {video, class, message}, or None."""
     from lipprep.stages.video import probe
 
@@ -27,7 +28,8 @@ def check_videos(manifest: Manifest, *, min_frames: int, workers: int) -> list[d
     from joblib import Parallel, delayed
 
     videos = list(dict.fromkeys(c.video for c in manifest.clips))
-    # Threads: opening a header waits for the disk more than it computes.
-    pool = Parallel(n_jobs=workers, backend="threading", return_as="generator")
+    # Threads: opening a header waits for the disk more than it computes, and for a store for a hundred times as long.
+    threads = max(workers, REQUESTS) if isinstance(manifest.root, RemotePath) else workers
+    pool = Parallel(n_jobs=threads, backend="threading", return_as="generator")
     found = pool(delayed(check_video)(manifest.root, v, min_frames, manifest.fps) for v in videos)
     return [problem for problem in tqdm(found, total=len(videos), desc="check", unit="video") if problem]

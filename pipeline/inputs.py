@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from lipprep.stages.atomic import fetched
@@ -21,6 +21,7 @@ from lipprep.stages.untrusted import check_file
 
 _WHOLE = 64 << 20  # bytes: larger files are sampled, or a stretch of a long video would cost as much as its landmarks
 _BLOCK = 1 << 20
+_CHUNK = 1 << 14  # videos that are looked at again: those of a chunk, for why it is stale
 
 
 def digest(value: object) -> str:
@@ -94,10 +95,10 @@ Look = Callable[[str], dict | None]
 def looking(root: Path | RemotePath) -> Look:
     """A function that gives `file_stat` of very many videos below `root`, by their paths from there.
 
-    A store is asked once for all of them, when the first is looked for; a web server for each, once.
+    A store is asked once for all of them, when the first is looked for, and a web server for each.
     """
     if isinstance(root, RemotePath) and not root.lists:
-        return cache(lambda video: file_stat(root / video))
+        return lru_cache(_CHUNK)(lambda video: file_stat(root / video))
     if isinstance(root, RemotePath):
         listing = cache(root.files_below)
 

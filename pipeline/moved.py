@@ -6,7 +6,7 @@ nothing, but copy by themselves.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -65,19 +65,16 @@ class Moved:
                 if clip.key not in own and clip.key in where:
                     self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
         replaced = {chunk.tar for chunk in pending}
-        theirs = {tar for tar in self._holders if tar.parent == folder}
+        theirs = [tar for tar in self._holders if tar.parent == folder]
         if not part.whole:
-            theirs |= replaced & keys.keys()
-        for tar, aside in self._all_aside(sorted(theirs), keep=not part.whole):
+            theirs = sorted({*theirs, *(replaced & keys.keys())})
+        with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
+            asides = list(threads.map(partial(self._set_aside, keep=not part.whole), theirs))
+        for tar, aside in zip(theirs, asides, strict=True):
             needed = self._holders.pop(tar, set())
             if part.whole and tar in replaced:
                 needed.add(tar)
             self._holders[aside] = needed
-
-    def _all_aside(self, tars: Sequence[Path | RemotePath], *, keep: bool) -> Iterable[tuple]:
-        """Set tars aside; each with where it is then."""
-        with ThreadPoolExecutor(REQUESTS if isinstance(self._folder, RemotePath) else 1) as threads:
-            return list(zip(tars, threads.map(partial(self._set_aside, keep=keep), tars), strict=True))
 
     def _set_aside(self, tar: Path, *, keep: bool = False) -> Path:
         header = read_header(tar)
@@ -87,19 +84,23 @@ class Moved:
         # Two runs that were stopped may have set aside two tars of one name.
         aside = self._folder / _ASIDE / f"{tar.stem}-{sha256[:12]}.tar"
         aside.parent.mkdir(exist_ok=True)
-        try:  # with a link each, no kill between two steps costs anything
+        try:  # with a link or copy each, no kill between two steps costs anything
             for path, other in ((tar, aside), (record_path(tar), record_path(aside))):
                 if keep and other.exists():  # another part has done it
                     continue
-                other.unlink(missing_ok=True)
-                other.hardlink_to(path)
+                if isinstance(path, RemotePath):
+                    path.copy_to(other)
+                else:
+                    other.unlink(missing_ok=True)
+                    other.hardlink_to(path)
             if not keep:
                 drop(tar)
-        except OSError:  # a file system without links
+        except OSError:  # a file system without links, or gone from a store
             if keep:
                 return tar
-            tar.replace(aside)
-            record_path(tar).replace(record_path(aside))
+            if not isinstance(tar, RemotePath):
+                tar.replace(aside)
+                record_path(tar).replace(record_path(aside))
         return aside
 
     def old(self, chunk: Chunk) -> tuple[Path, ...]:
@@ -137,8 +138,12 @@ def _in_place(
 
 def drop_aside(folder: Path | RemotePath) -> None:
     """Drop all that was set aside in a stage's folder."""
-    if not isinstance(folder, RemotePath):
-        shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+    aside = folder / _ASIDE
+    if not isinstance(aside, RemotePath):
+        shutil.rmtree(aside, ignore_errors=True)
+    elif names := aside.entries():
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            list(threads.map(lambda name: (aside / name).unlink(), names))
 
 
 def drop(tar: Path | RemotePath) -> None:

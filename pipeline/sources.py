@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path, PurePosixPath
 from stat import S_ISDIR
 
@@ -20,7 +21,7 @@ from lipprep.pipeline.manifest import (
     check_video_path,
     clip_key,
 )
-from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.remote import REQUESTS, RemotePath, place
 from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, is_file, printable, read_text
 
@@ -50,7 +51,6 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 Folder = Path | RemotePath
-_REQUESTS = 16  # at once
 
 
 def _folders(folder: Folder) -> list[Folder]:
@@ -100,12 +100,12 @@ def lrw_duration(text: str) -> float | None:
     return None
 
 
-def _beginnings(paths: Sequence[Folder]) -> Iterable[str]:
-    """The first 64 KiB of each text; of those in a store, many at a time."""
+def _texts(read: Callable[[Folder], str], paths: Sequence[Folder]) -> Iterable[str]:
+    """What `read` gives of each path; of those in a store, many are read at a time."""
     if not paths or not isinstance(paths[0], RemotePath):
-        return map(_beginning, paths)
-    with ThreadPoolExecutor(_REQUESTS) as threads:
-        return list(threads.map(_beginning, paths))
+        return map(read, paths)
+    with ThreadPoolExecutor(REQUESTS) as threads:
+        return list(threads.map(read, paths))
 
 
 def _beginning(path: Folder) -> str:
@@ -130,7 +130,7 @@ def lrw(root: Folder, words: set[str] | None = None) -> Iterator[Row]:
             if not (folder / split).is_dir():
                 continue
             videos = _videos(folder / split)
-            for video, text in zip(videos, _beginnings([v.with_suffix(".txt") for v in videos]), strict=True):
+            for video, text in zip(videos, _texts(_beginning, [v.with_suffix(".txt") for v in videos]), strict=True):
                 duration = lrw_duration(text)
                 half = None if duration is None else duration / 2
                 yield Row(
@@ -166,13 +166,15 @@ def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterab
     unseen = set(unseen_speakers)
     if not (root / "video").is_dir() or not (root / "align").is_dir():
         raise ValueError(f"{printable(root)} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
+    read = partial(read_text, what="alignment", limit=_MAX_TEXT)
     speakers = _folders(root / "video")
     if missing := unseen - {s.name for s in speakers}:
         raise ValueError(f"no speaker {', '.join(sorted(missing))} below {root / 'video'}")
     for speaker in speakers:
-        for video in _videos(speaker):
-            align = root / "align" / speaker.name / f"{video.stem}.align"
-            for number, line in enumerate(read_text(align, "alignment", limit=_MAX_TEXT).splitlines(), 1):
+        videos = _videos(speaker)
+        aligns = [root / "align" / speaker.name / f"{video.stem}.align" for video in videos]
+        for video, align, text in zip(videos, aligns, _texts(read, aligns), strict=True):
+            for number, line in enumerate(text.splitlines(), 1):
                 if not line.strip():
                     continue
                 try:

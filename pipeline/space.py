@@ -2,13 +2,13 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.plan import Chunk
+from lipprep.pipeline.plan import Chunk, upstream
 from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.failures import ClipFailure
@@ -50,20 +50,34 @@ def mean_frames(manifest: Manifest) -> float:
 
 
 def needed_bytes(
-    stage: str, manifest: Manifest, wanted: Wanted, chunks: Sequence[Chunk], pending: Sequence[Chunk], workers: int
+    stage: str,
+    manifest: Manifest,
+    wanted: Wanted,
+    chunks: Sequence[Chunk],
+    pending: Sequence[Chunk],
+    workers: int,
+    stored_crops: Collection[tuple[str, int]] = (),
 ) -> int:
     """The room, in bytes, that making `pending` takes beyond what is there. `chunks` are all of the stage's.
 
-    What goes to a store takes room here while it is made, one tar a worker.
+    What goes to a store takes room here while it is made, one tar a worker, and so do the tars that it is made from:
+    those of the landmarks and, at the places (split, number) of `stored_crops`, of the crops.
     """
     there = [c for c in chunks if c.state == "fresh" and c.header["counts"].get("ok")]
+    remote = any(isinstance(c.tar, RemotePath) for c in pending)
+    frames = mean_frames(manifest) if not there or (remote and stage != "landmarks") else 0.0
     if there:
         clip = sum(c.header["tar"]["bytes"] for c in there) / sum(c.header["counts"]["ok"] for c in there) + _RECORD
     else:
-        clip = clip_bytes(stage, mean_frames(manifest), wanted)
+        clip = clip_bytes(stage, frames, wanted)
     sizes = [clip * len(c.clips) for c in pending]
+    if remote:
+        landmarks = clip_bytes("landmarks", frames, wanted) if upstream(stage, wanted) else 0.0
+        crops = clip_bytes("crops", frames, wanted)
+        read = [landmarks + (crops if (c.split, c.number) in stored_crops else 0.0) for c in pending]
+        sizes = [size + clip * len(c.clips) for c, size, clip in zip(pending, sizes, read, strict=True)]
     at_once = sum(sorted(sizes)[-workers:])
-    if any(isinstance(c.tar, RemotePath) for c in pending):
+    if remote:
         return round(at_once)
     # A tar that was set aside goes at the end only.
     replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None and c.tar.is_file())

@@ -276,8 +276,8 @@ class RemotePath:
         """Raise RemoteError where the file has not the `size` that was just written."""
         if (there := self._size()) != size:
             raise RemoteError(
-                f"{self} has {there or 'no'} bytes after {size} were written: another run writes there, too. Run one at "
-                "a time, or each with its own --slice, with the same command again"
+                f"{self} has {there or 'no'} bytes after {size} were written: another run writes there, too. Run the "
+                "same command again, one at a time or each with its own --slice"
             )
 
     def check_writable(self) -> None:

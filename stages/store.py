@@ -117,8 +117,8 @@ _BUSY = {errno.EBUSY, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EBUSY)}  #
 
 _filesystems: dict[tuple[int, str], "AbstractFileSystem"] = {}
 _answered: set[str] = set()  # roots
-for _name in ("aiobotocore", "botocore"):  # they log tracebacks of what is told in a line here
-    logging.getLogger(_name).addHandler(logging.NullHandler())
+# It logs, with a traceback, errors that are told in a line here.
+logging.getLogger("aiobotocore").addHandler(logging.NullHandler())
 
 
 def masked(text: str) -> str:

@@ -1,7 +1,10 @@
-"""A real S3 server on loopback, in a process of its own, and a wire to it that can break."""
+"""A real S3 server on loopback, in a process of its own, a wire to it that can break, and web servers."""
 
 import contextlib
+import functools
+import http.server
 import os
+import re
 import secrets
 import select
 import socket
@@ -11,6 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +147,42 @@ class Wire:
                         if total > self.after and self.broken < self.cuts:
                             self.broken += 1
                             return
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+class Parts(Quiet):
+    """Sends the parts of files that are asked for, as usual web servers do."""
+
+    def copyfile(self, source, outputfile):
+        start, end = self.part or (0, None)
+        outputfile.write(source.read()[start:end])
+
+    def send_response(self, code, message=None):
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        self.part = (int(asked[1]), int(asked[2]) + 1) if asked else None
+        super().send_response(206 if self.part and code == 200 else code, message)
+
+    def send_header(self, keyword, value):
+        if keyword == "Content-Length" and self.part:
+            value = str(min(self.part[1], int(value)) - self.part[0])
+        super().send_header(keyword, value)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[type, Path], str]]:
+    """Makes a web server of a folder; gives its URL."""
+    pytest.importorskip("aiohttp")
+    with contextlib.ExitStack() as servers:
+
+        def start(handler: type, folder: Path) -> str:
+            handler = functools.partial(handler, directory=str(folder))
+            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever).start()
+            servers.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
+        yield start

@@ -9,25 +9,31 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from click.testing import CliRunner
+from remote import Parts
 from traps import PATIENCE, POSIX, tars, until
 
 from lipprep.cli import main
-from lipprep.pipeline import chunk, journal, lock, records, stock
+from lipprep.pipeline import chunk, journal, lock, records, sources, stock
+from lipprep.pipeline.check import check_videos
 from lipprep.pipeline.manifest import load_manifest
 from lipprep.pipeline.plan import Layout, survey
 from lipprep.pipeline.records import read_entries, read_header
 from lipprep.pipeline.run import make_jobs
-from lipprep.pipeline.wanted import Wanted
-from lipprep.stages import remote, store
+from lipprep.pipeline.space import needed_bytes
+from lipprep.pipeline.wanted import Wanted, read_wanted
+from lipprep.stages import remote, store, video
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import scratch
 from lipprep.stages.shard.reader import TarMembers
+from lipprep.stages.store import RemoteError
+from lipprep.stages.untrusted import read_text
 
 STAGES = ("landmarks", "crops", "shards")
 
@@ -290,12 +296,41 @@ def test_a_video_that_is_replaced(made, lipprep, bucket, serial, corpus, videos)
     assert there(bucket, "landmarks") == tars("work/m/landmarks")
 
 
+def test_videos_on_a_web_server(made, lipprep, serve, corpus):
+    root = serve(Parts, corpus)
+    run = ["landmarks", "--root", root, "-w", "other", "--engine", "serial", "--json"]
+    first, second = (json.loads(lipprep(*run).stdout) for _ in range(2))
+    assert (first["ok"], second["chunks_made"]) == (6, 0)
+    assert tars("other/m/landmarks") == tars("work/m/landmarks")
+    lipprep("shards", *run[1:-1], "-o", "elsewhere")
+    assert tars("elsewhere") == tars("shards")
+
+
 @pytest.mark.cluster
-def test_clips_that_move_to_other_chunks(listed, lipprep, bucket, serial, corpus):
-    serial("landmarks")
+@pytest.mark.parametrize("parts", [["1/1"], ["1/2", "2/2"]])
+def test_clips_that_move_to_other_chunks(listed, lipprep, bucket, serial, flags, corpus, monkeypatch, parts):
+    for stage in ("landmarks", "shards"):
+        serial(stage)
     lipprep(*LIST[:-1], 3, "--seed", 5, corpus)
-    figures = serial("landmarks")
-    assert figures["ok"] == 6
+    real, copies = RemotePath.copy_to, []
+
+    def copy_to(path, other):
+        copies.append(other)
+        if len(copies) > 1:
+            raise RemoteError("away")
+        real(path, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemotePath, "copy_to", copy_to)
+        assert "away" in lipprep(*flags("landmarks", "--engine", "serial"), code=1).stderr
+    assert copies[0].exists()
+    for stage in ("landmarks", "shards"):
+        figures = [serial(stage, "--slice", part) for part in parts]
+        assert sum(f["ok"] for f in figures) == 6 and any(f["chunks_made"] for f in figures)
+        assert [f["clips_computed"] for f in figures] == [0] * len(parts)
+    if parts[1:]:
+        lipprep(*flags("index"))
+    assert not [name for name in bucket.files_below() if ".old" in name]
     lipprep("landmarks", "--engine", "serial")
     assert there(bucket, "landmarks") == tars("work/m/landmarks")
     assert {p.stem for p in folder_of(bucket, "landmarks").glob("*.jsonl")} == {
@@ -408,6 +443,43 @@ def test_the_room_that_is_needed_is_that_of_this_disk(listed, bucket, flags, mon
     monkeypatch.setattr("lipprep.pipeline.run.free_bytes", lambda _: 100)
     said = lipprep(*flags("landmarks", "--engine", "serial", "--slice", "1/6")).stderr
     assert f"will be written to {scratch(bucket / 'work/m/landmarks')}, where" in said
+
+
+def test_what_is_fetched_takes_room_here_too(made, bucket):
+    manifest, wanted = load_manifest(Path("manifests/m.jsonl")), read_wanted(Path("work/m/plan.yaml"))
+    chunks = survey(manifest, Layout(bucket / "work/m", bucket / "shards"), wanted, ("shards",))
+    room = lambda wanted, *stored: needed_bytes("shards", manifest, wanted, chunks, chunks, 2, *stored)  # noqa: E731
+    landmarks = room(wanted) - room(replace(wanted, profile="fixed"))
+    crops = room(wanted, {(c.split, c.number) for c in chunks}) - room(wanted)
+    assert 1 < landmarks / (2 * 14 * 68 * 2 * 4) < 1.5 and 1 < crops / (2 * 14 * 96 * 96) < 1.5
+
+
+def test_headers_of_remote_videos_are_read_many_at_a_time(listed, videos, monkeypatch):
+    together, real = threading.Barrier(6), video.probe
+
+    def probe(path):
+        together.wait(PATIENCE)
+        return real(path)
+
+    monkeypatch.setattr(video, "probe", probe)
+    assert check_videos(load_manifest(Path("manifests/m.jsonl"), root=videos), min_frames=1, workers=1) == []
+
+
+def test_remote_alignments_are_read_many_at_a_time(bucket, monkeypatch):
+    together = threading.Barrier(3)
+    for name in ("a", "b", "c"):
+        write_text(bucket / f"video/s1/{name}.mpg", "")
+        write_text(bucket / f"align/s1/{name}.align", "0 6000 sil\n6000 12000 bin\n")
+
+    def read(*path, **how):
+        together.wait(PATIENCE)
+        return read_text(*path, **how)
+
+    monkeypatch.setattr(sources, "read_text", read)
+    rows = list(sources.grid(bucket))
+    assert [(row.video, row.word, row.start) for row in rows] == [
+        (f"video/s1/{name}.mpg", "bin", -6) for name in ("a", "b", "c")
+    ]
 
 
 @pytest.mark.cluster

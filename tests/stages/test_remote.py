@@ -1,11 +1,9 @@
 import contextlib
-import functools
 import http.server
 import io
 import multiprocessing
 import os
 import pickle
-import re
 import socket
 import subprocess
 import sys
@@ -15,8 +13,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from remote import Parts, Quiet
 
-from lipprep.stages import store
+from lipprep.stages import remote, store
 from lipprep.stages.atomic import fetched, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.remote import HeldPath, RemotePath, place, signature
@@ -33,11 +32,6 @@ def own_scratch(tmp_path, monkeypatch):
     """What is left in the scratch folder is this test's."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 def left(path: RemotePath) -> list[str]:
@@ -166,6 +160,50 @@ def test_a_changed_file_has_another_signature(bucket):
     assert first == signature(path.stat()) and first["size"] == 3
     write_text(path, "two")
     assert signature(path.stat()) != first
+
+
+def test_a_generation_tells_more_than_a_tag(monkeypatch):
+    """As of Google's store, whose tag is another one when only what is said of an object is."""
+    pytest.importorskip("s3fs")
+    told = {"type": "file", "size": 3, "etag": "CAE=", "generation": "1"}
+    monkeypatch.setattr(remote, "ask", lambda *_, **__: told)
+    path = place("s3://bucket/a")
+    first = signature(path.stat())
+    told["etag"] = "CAI="
+    assert signature(path.stat()) == first
+    told["generation"] = "2"
+    assert signature(path.stat()) != first
+
+
+def test_a_store_copies_by_itself(bucket, wire, tmp_path):
+    line = wire()
+    (tmp_path / "a").write_bytes(content := np.random.default_rng(0).bytes(2_000_000))
+    (bucket / "w" / "a").upload(tmp_path / "a")
+    line.sent = line.received = 0
+    (bucket / "w" / "a").copy_to(bucket / "w" / ".old" / "a")
+    assert line.sent + line.received < 20_000
+    assert (bucket / "w" / ".old" / "a").read_bytes() == content == (bucket / "w" / "a").read_bytes()
+    with pytest.raises(FileNotFoundError):
+        (bucket / "none").copy_to(bucket / "b")
+    line.cut()
+    with pytest.raises(RemoteError, match="no answer from the store"):
+        (bucket / "w" / "a").copy_to(bucket / "b")
+
+
+def test_two_who_write_one_file_are_told(bucket, tmp_path, monkeypatch):
+    real = remote.ask
+
+    def ask(root, path, call, *args, **options):
+        answer = real(root, path, call, *args, **options)
+        if call == "put_file":
+            real(root, path, call, str(tmp_path / "theirs"))
+        return answer
+
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "theirs").write_text("longer")
+    monkeypatch.setattr(remote, "ask", ask)
+    with pytest.raises(RemoteError, match=r"has 6 bytes after 4 were written: another run writes there.*--slice"):
+        (bucket / "a").upload(tmp_path / "mine")
 
 
 def test_files_are_read_in_any_order(bucket):
@@ -386,6 +424,31 @@ def test_missing_credentials_are_named(bucket, monkeypatch):
         (bucket / "a").exists()
 
 
+def test_a_login_that_has_ended_is_told_in_a_line(bucket, tmp_path):
+    (tmp_path / "config").write_text("""[profile work]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-east-1
+sso_account_id = 123456789012
+sso_role_name = reader
+""")
+    code = f"""
+from lipprep.stages.remote import place
+from lipprep.stages.store import RemoteError
+try:
+    place("{bucket}/a").exists()
+except RemoteError as error:
+    print(error)
+"""
+    unset = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"HOME": str(tmp_path), "AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_PROFILE": "work"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"{bucket}/a: your login has ended (")
+    assert done.stdout.endswith("): run `aws sso login`, then run the same command again to go on\n")
+    assert done.stderr == ""
+
+
 def test_an_address_where_nobody_listens(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(store, "_PAUSES", (0.01,))
@@ -545,43 +608,10 @@ def test_only_what_is_wanted_is_fetched(bucket, wire):
     assert line.received < 5_000
 
 
-class Parts(Quiet):
-    """Sends the parts of files that are asked for, as usual web servers do."""
-
-    def copyfile(self, source, outputfile):
-        start, end = self.part or (0, None)
-        outputfile.write(source.read()[start:end])
-
-    def send_response(self, code, message=None):
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        self.part = (int(asked[1]), int(asked[2]) + 1) if asked else None
-        super().send_response(206 if self.part and code == 200 else code, message)
-
-    def send_header(self, keyword, value):
-        if keyword == "Content-Length" and self.part:
-            value = str(min(self.part[1], int(value)) - self.part[0])
-        super().send_header(keyword, value)
-
-
-@pytest.fixture
-def serve(tmp_path):
-    """Makes a web server of a test's folder; returns its URL."""
-    with contextlib.ExitStack() as servers:
-
-        def start(handler: type) -> str:
-            handler = functools.partial(handler, directory=str(tmp_path))
-            server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            threading.Thread(target=server.serve_forever).start()
-            servers.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_address[1]}"
-
-        yield start
-
-
 def test_web_servers_are_read(serve, tmp_path, monkeypatch):
     pytest.importorskip("aiohttp")
     write_text(tmp_path / "w" / "a", "0123456789")
-    folder = place(serve(Parts)) / "w"
+    folder = place(serve(Parts, tmp_path)) / "w"
     assert (folder / "a").read_text() == "0123456789" and (folder / "a").read_range(2, 4) == b"23"
     assert signature((folder / "a").stat())["size"] == 10 and not (folder / "b").is_file()
     assert folder.sizes(["a", "b"]) == {"a": 10}
@@ -599,7 +629,7 @@ def test_web_servers_are_read(serve, tmp_path, monkeypatch):
 def test_web_servers_that_send_no_parts_are_named(serve, tmp_path):
     pytest.importorskip("aiohttp")
     (tmp_path / "a").write_bytes(bytes(1000))
-    path = place(serve(Quiet)) / "a"
+    path = place(serve(Quiet, tmp_path)) / "a"
     assert path.read_bytes() == bytes(1000)
     with pytest.raises(RemoteError, match="sends no parts of files"):
         path.read_range(2, 4)
