@@ -51,6 +51,7 @@ class Run:
 
 
 PLAIN = Run()
+_SOME = 64  # videos of a web server that are looked for
 
 
 def make_jobs(
@@ -128,7 +129,7 @@ def run_stage(
 
         def room() -> int:
             left = [c for c in pending if c.tar not in made]
-            return needed_bytes(stage, manifest, wanted, mine, left, run.engine.workers)
+            return needed_bytes(stage, manifest, wanted, mine, left, run.engine.workers, stored)
 
         disk = disk_folder(folder)
         if pending and room() > free_bytes(disk):
@@ -235,7 +236,10 @@ def check_root(manifest: Manifest) -> Path | RemotePath:
     if is_file(first := manifest.root / manifest.clips[0].video):
         return first
     look = looking(manifest.root)
-    for clip in manifest.clips:
+    clips = manifest.clips
+    if isinstance(manifest.root, RemotePath) and not manifest.root.lists:
+        clips = clips[:: -(-len(clips) // _SOME)]  # each must be asked for
+    for clip in clips:
         if look(clip.video):
             return manifest.root / clip.video
     raise ValueError(
