@@ -39,10 +39,15 @@ def test_dlib_runs_on_the_cpu_alone():
         load_detector("dlib", device="cuda")
 
 
-def test_other_torch_devices_have_the_torch_mesh():
-    mesh, other = load_detector("mesh"), load_detector("mesh", device="cpu:0")
+def test_other_torch_devices_have_the_torch_mesh(monkeypatch):
+    monkeypatch.setattr("lipprep.stages.landmarks._check_device", lambda _: None)
+    mesh, other = load_detector("mesh"), load_detector("mesh", device="meta")
     assert type(mesh) is not type(other)
     assert (mesh.name, mesh.identity) == (other.name, other.identity)
+
+
+def test_torchs_other_name_of_the_cpu_is_the_cpu():
+    assert type(load_detector("mesh", device="cpu:0")) is type(load_detector("mesh"))
 
 
 def test_the_mesh_on_the_cpu_does_without_torch():
