@@ -138,7 +138,7 @@ def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Dask]:
                     n_workers=engine.workers,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",  # any port: one that is taken is warned of
                     silence_logs=logging.CRITICAL,
                 )
                 address = stack.enter_context(made).scheduler_address
