@@ -43,7 +43,8 @@ from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import Unwanted, leave_if_orphaned, stop_if_unwanted
 from lipprep.pipeline.records import commit, maker
 from lipprep.pipeline.stock import Above, Stock, crc32, open_above
-from lipprep.stages.remote import HeldPath, RemotePath
+from lipprep.stages.held import HeldPath
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.stages.stopwatch import spent, time_by_part
 from lipprep.stages.store import RemoteError

@@ -12,8 +12,9 @@ import torch
 
 from lipprep.stages.crop import CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
+from lipprep.stages.held import HeldPath
 from lipprep.stages.landmarks import Detector, load_detector, track
-from lipprep.stages.remote import HeldPath, RemotePath
+from lipprep.stages.remote import RemotePath
 from lipprep.stages.video import probe, read_frames
 from lipprep.train.augment import AugmentOptions, eval_batch
 from lipprep.train.checkpoint import find_checkpoint, load_checkpoint

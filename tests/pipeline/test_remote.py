@@ -27,7 +27,7 @@ from lipprep.pipeline.records import read_entries, read_header
 from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.space import needed_bytes
 from lipprep.pipeline.wanted import Wanted, read_wanted
-from lipprep.stages import remote, store, video
+from lipprep.stages import held, remote, store, video
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import scratch
@@ -167,7 +167,7 @@ def test_the_chain_gives_the_bytes_that_it_gives_on_a_disk(made, lipprep, bucket
 
 
 def test_large_videos_are_streamed(made, bucket, serial, asked, monkeypatch):
-    for module in (remote, sys.modules["lipprep.stages.video"]):
+    for module in (held, video):
         monkeypatch.setattr(module, "WHOLE", 1000)
     monkeypatch.setattr("lipprep.stages.video._AHEAD", 4000)
     serial("landmarks")
@@ -197,7 +197,7 @@ def test_the_clock_of_a_clip_stands_still_while_a_store_is_asked(listed, bucket,
 
     monkeypatch.setattr(journal, "faulthandler", Clock())
     monkeypatch.setattr(remote, "ask", ask)
-    for module in (remote, sys.modules["lipprep.stages.video"]):
+    for module in (held, video):
         monkeypatch.setattr(module, "WHOLE", whole)
     monkeypatch.setattr("lipprep.stages.video._AHEAD", 4000)
     layout, wanted = Layout(bucket / "work/m", bucket / "shards"), Wanted(identity="x")

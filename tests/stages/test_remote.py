@@ -18,7 +18,8 @@ from remote import Parts, Quiet
 from lipprep.stages import remote, store
 from lipprep.stages.atomic import fetched, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.failures import ClipFailure
-from lipprep.stages.remote import HeldPath, RemotePath, place, signature
+from lipprep.stages.held import HeldPath
+from lipprep.stages.remote import RemotePath, place, signature
 from lipprep.stages.scratch import scratch
 from lipprep.stages.shard.reader import TarMembers, read_members
 from lipprep.stages.shard.writer import TarWriter
@@ -256,7 +257,7 @@ def test_a_held_file_is_asked_for_once(bucket, monkeypatch):
     path = bucket / "a"
     write_text(path, "0123456789")
     for whole, requests in ((10, 2), (9, 3)):  # status and content; or status and two parts
-        monkeypatch.setattr("lipprep.stages.remote.WHOLE", whole)
+        monkeypatch.setattr("lipprep.stages.held.WHOLE", whole)
         waits = []
 
         @contextlib.contextmanager
