@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from traps import PATIENCE
 
 HERE = Path(__file__).parent
 
@@ -113,4 +114,5 @@ def test_a_worker_that_outlives_its_driver_is_an_orphan_and_is_ended(scene):
     ended = command.end(orphan_seconds=0.1)
     assert ended.code == -signal.SIGKILL
     assert len(ended.orphans) >= len(workers) > 0
-    assert not any(psutil.pid_exists(worker) and psutil.Process(worker).status() != "zombie" for worker in workers)
+    left = [psutil.Process(worker) for worker in workers if psutil.pid_exists(worker)]
+    assert not psutil.wait_procs([p for p in left if p.status() != "zombie"], timeout=PATIENCE)[1]
