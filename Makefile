@@ -36,6 +36,8 @@ setup: $(SETUP)  ## make .venv with everything in it (PYTHON=python3.12, TORCH_I
 
 # torch comes first and alone, so that pip takes whichever build of the tested version it finds, and what
 # follows finds it there. torch brings setuptools, which builds lipprep without asking a network for it.
+# pip compiles what it installs, but not what it leaves where it is; and where Python is told to write no bytecode,
+# as in many containers, each process would compile it anew.
 $(SETUP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] < (3, 14) else \
@@ -43,6 +45,7 @@ $(SETUP): pyproject.toml constraints.txt
 	  echo "Making $(VENV)" && $(PYTHON) -m venv --clear $(VENV); }
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools
 	$(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m compileall -q lipprep pipeline stages train
 	@$(BIN)/python -c 'import cv2' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "OpenCV cannot be loaded, usually for want of libGL: installing libgl1 and libglib2.0-0" && \

@@ -1,4 +1,4 @@
-"""Reading ahead: while one video is worked on, the next ones are on their way from the disk."""
+"""Reading ahead: while one file is worked on, the next ones are on their way from the disk."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +13,10 @@ _Read = TypeVar("_Read")
 _THREADS = 4  # from a network an item may take longer to come than to be worked on
 
 
-def ahead(items: Iterable[_Item], read: Callable[[_Item], _Read]) -> Iterator[tuple[_Item, Future[_Read]]]:
-    """Each item with the future of `read(item)`, which threads run for up to four items beyond it."""
+def ahead(
+    items: Iterable[_Item], read: Callable[[_Item], _Read], *, threads: int = _THREADS
+) -> Iterator[tuple[_Item, Future[_Read]]]:
+    """Each item with the future of `read(item)`, which `threads` threads run for as many items beyond it."""
     items = iter(items)
     tasks: SimpleQueue[tuple[_Item, Future[_Read]] | None] = SimpleQueue()
     waiting: deque[tuple[_Item, Future[_Read]]] = deque()
@@ -33,16 +35,16 @@ def ahead(items: Iterable[_Item], read: Callable[[_Item], _Read]) -> Iterator[tu
                 except BaseException as error:
                     future.set_exception(error)
 
-    for _ in range(_THREADS):
+    for _ in range(threads):
         # Daemons: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
         Thread(target=work, name="ahead", daemon=True).start()
     try:
-        submit(1 + _THREADS)
+        submit(1 + threads)
         while waiting:
             yield waiting.popleft()
             submit(1)
     finally:
         for _, future in waiting:
             future.cancel()
-        for _ in range(_THREADS):
+        for _ in range(threads):
             tasks.put(None)

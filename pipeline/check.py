@@ -1,9 +1,11 @@
 """A look at every video's header before hours of work."""
 
+import contextlib
 from pathlib import Path
 
 from tqdm import tqdm
 
+from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.manifest import Manifest
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.remote import REQUESTS, RemotePath
@@ -25,11 +27,10 @@ def check_video(root: Path | RemotePath, video: str, min_frames: int, fps: float
 
 def check_videos(manifest: Manifest, *, min_frames: int, workers: int) -> list[dict]:
     """The problems of all videos of a manifest, in its order."""
-    from joblib import Parallel, delayed
-
     videos = list(dict.fromkeys(c.video for c in manifest.clips))
     # Threads: opening a header waits for the disk more than it computes, and for a store for a hundred times as long.
     threads = max(workers, REQUESTS) if isinstance(manifest.root, RemotePath) else workers
-    pool = Parallel(n_jobs=threads, backend="threading", return_as="generator")
-    found = pool(delayed(check_video)(manifest.root, v, min_frames, manifest.fps) for v in videos)
-    return [problem for problem in tqdm(found, total=len(videos), desc="check", unit="video") if problem]
+    looked = ahead(videos, lambda video: check_video(manifest.root, video, min_frames, manifest.fps), threads=threads)
+    with contextlib.closing(looked):
+        found = [future.result() for _, future in tqdm(looked, total=len(videos), desc="check", unit="video")]
+    return [problem for problem in found if problem]

@@ -1,7 +1,6 @@
 """The options that several commands share."""
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: its affinity and a container's share are counted."""
+    from loky import cpu_count
+
+    return cpu_count()
 
 
 def options(*decorators: Callable) -> Callable:

@@ -3,11 +3,11 @@
 import contextlib
 import multiprocessing.resource_tracker
 import os
-import queue
 import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
@@ -17,7 +17,6 @@ import psutil
 
 _WATCH = 0.5  # seconds between two looks at the parent
 _IDLE = 300  # seconds after which a worker without work goes
-_HELPERS = "JOBLIB_MULTIPROCESSING"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -97,27 +96,31 @@ def unheard_interrupt() -> Iterator[None]:
     # Children inherit the mask. Here other threads may take the signal: it is kept for afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
-    # With multiprocessing, joblib would start a helper in every worker, which lets interrupts through again.
-    before = os.environ.get(_HELPERS)
-    os.environ[_HELPERS] = "0"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_HELPERS]
-        else:
-            os.environ[_HELPERS] = before
         signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     if heard:
         raise KeyboardInterrupt
 
 
+_used: weakref.WeakSet[Executor] = weakref.WeakSet()
+
+
+def _dismiss() -> None:
+    """Kill idle workers, to whom a farewell takes a tenth of a second."""
+    for executor in list(_used):
+        executor.shutdown(kill_workers=True)
+
+
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
     """An executor of `workers` processes; where the block is left by an exception they are killed at once."""
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.backend import resource_tracker
+    from loky import get_reusable_executor
+    from loky.backend import resource_tracker
+
+    from lipprep.command import at_end  # here, for workers need none of it
 
     # Both let interrupts through when they start.
     resource_tracker.ensure_running()
@@ -132,13 +135,11 @@ def pool(workers: int) -> Iterator[Executor]:
             initargs=(os.getpid(),),
             env={name: os.environ.get(name, threads) for name in _THREADS},
         )
+    _used.add(executor)
+    at_end(_dismiss)
     try:
         yield executor
     except BaseException:
-        # A task that no worker was given yet would be asked for after all tasks are dropped: a KeyError in its thread.
-        with contextlib.suppress(queue.Empty):
-            while True:
-                executor._work_ids.get(block=False)
         executor.shutdown(wait=True, kill_workers=True)
         raise
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.lock import LOCK, alone_in
 from lipprep.pipeline.manifest import chunk_name
 from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk
@@ -178,11 +179,10 @@ def _read_chunks(
 
 
 def _read(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
-    from joblib import Parallel, delayed
-
     # Threads: hashing holds no lock of Python's.
-    pool = Parallel(n_jobs=workers, backend="threading", return_as="generator_unordered", batch_size=1)
-    yield from pool(delayed(read_chunk)(*task) for task in tasks)
+    with contextlib.closing(ahead(tasks, lambda task: read_chunk(*task), threads=workers)) as read:
+        for _, future in read:
+            yield future.result()
 
 
 def _look(tasks: list[tuple], workers: int) -> Iterator[Chunk]:

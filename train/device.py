@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 
-import joblib
+import loky
 import torch
 from torch import nn
 
@@ -27,7 +27,7 @@ def choose_device(name: str) -> torch.device:
     if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {name} is not available here: use --device auto or cpu")
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(joblib.cpu_count())  # by itself, torch leaves half of a virtual machine's idle
+        torch.set_num_threads(loky.cpu_count())  # by itself, torch leaves half of a virtual machine's idle
     return device
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import joblib
+import loky
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -171,4 +171,4 @@ def _ignore_ctrl_c(worker: int) -> None:
 
 def default_workers(device: torch.device) -> int:
     """How many processes should read: none where training itself takes all cores, else up to eight."""
-    return 0 if device.type == "cpu" else max(1, min(8, joblib.cpu_count() - 1))
+    return 0 if device.type == "cpu" else max(1, min(8, loky.cpu_count() - 1))
