@@ -28,6 +28,7 @@ from lipprep.pipeline.engines import (
     gone,
     package,
     probe,
+    sent_whole,
     silent,
     within,
     work,
@@ -94,6 +95,7 @@ class _Dask:
         self._watcher.join()  # it asks nothing of a client that is closed
 
 
+@sent_whole
 def _on_dask(version: str, places: Sequence[str], payload: bytes) -> tuple[Any, str]:
     from distributed import get_worker
 
@@ -107,9 +109,6 @@ def _on_dask(version: str, places: Sequence[str], payload: bytes) -> tuple[Any, 
         return state is not None and state.state == "executing"
 
     return work(worker.address, version, places, payload, wanted)
-
-
-_on_dask.__module__ = "__main__"  # so that it is sent as it is
 
 
 def _client(distributed: ModuleType, address: str) -> Any:

@@ -26,6 +26,7 @@ from lipprep.pipeline.engines import (
     gone,
     package,
     probe,
+    sent_whole,
     silent,
     within,
     work,
@@ -99,14 +100,12 @@ class _Ray:
             self._ray.cancel(reference, force=True)
 
 
+@sent_whole
 def _on_ray(version: str, places: Sequence[str], payload: bytes) -> tuple[Any, str]:
     import ray
 
     # A task that is cancelled is killed.
     return work(ray.get_runtime_context().get_node_id(), version, places, payload, lambda: True)
-
-
-_on_ray.__module__ = "__main__"  # so that it is sent as it is
 
 
 @contextlib.contextmanager

@@ -159,6 +159,12 @@ class Absence:
             )
 
 
+def sent_whole(function: Callable) -> Callable:
+    """A function that is sent with its code, and not by name: a worker that lacks lipprep could not import it."""
+    function.__module__ = "__main__"
+    return function
+
+
 def within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
     """The result of a call, which goes on in a thread of its own where it takes longer; TimeoutError then."""
     outcome: Future = Future()
@@ -173,6 +179,7 @@ def within(seconds: float, call: Callable[..., Any], *arguments: object) -> Any:
     return outcome.result(seconds)
 
 
+@sent_whole
 def probe(places: Sequence[str]) -> dict:
     """Run by a worker: whether it could work."""
     import importlib.metadata
@@ -206,6 +213,7 @@ def check(answers: Mapping[str, dict]) -> None:
         raise ValueError(f"the worker {where} on {answers[where]['host']} {why}{more}")
 
 
+@sent_whole
 def work(who: str, version: str, places: Sequence[str], payload: bytes, wanted: Callable[[], bool]) -> tuple[Any, str]:
     """Run by a worker, which may have come after the others were looked at: a result, or why it cannot work.
 
@@ -239,8 +247,3 @@ def answer(told: tuple[Any, str]) -> Any:
     if why:
         raise ClusterError(f"{printable(why)}. What is done is kept: mend that, and run the same command again")
     return result
-
-
-# So that it is sent as it is, with all that it calls: a worker that lacks lipprep could not import it.
-for _function in (probe, work):
-    _function.__module__ = "__main__"

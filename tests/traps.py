@@ -84,6 +84,12 @@ def entries(folder: str) -> dict[str, dict]:
     return {e["key"]: e for tar in Path(folder).glob("*.tar") for e in read_entries(tar)}
 
 
+def everything() -> dict[str, dict[str, bytes]]:
+    """All artefacts and the index, by folder."""
+    found = {folder: tars(folder) for folder in ("work/m/landmarks", "work/m/crops", "shards")}
+    return {**found, "index": {"json": Path("shards/index.json").read_bytes()}}
+
+
 def strays(folder: str = ".") -> list[Path]:
     return [p for p in Path(folder).rglob(".*") if p.name.endswith((".tmp", ".old", ".probe"))]
 

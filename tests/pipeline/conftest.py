@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from traps import everything
 
 from lipprep.cli import main
 
@@ -73,3 +74,19 @@ def chain(lipprep, corpus, made):
         return run_chain(root, flags, stages)
 
     return run
+
+
+@pytest.fixture
+def whole(chain) -> dict[str, dict[str, bytes]]:
+    """What one process makes; the folder is empty again but for the manifest."""
+    chain(stages=("landmarks", "crops", "shards"))
+    found = everything()
+    shutil.rmtree("work")
+    shutil.rmtree("shards")
+    return found
+
+
+@pytest.fixture
+def listed(lipprep, corpus) -> None:
+    """A manifest, of which nothing is made yet."""
+    lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl", "--chunk-size", "2")
