@@ -4,7 +4,7 @@ import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,14 +17,6 @@ from lipprep.stages.untrusted import printable
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
 
-_last: list[Callable[[], None]] = []
-
-
-def at_end(call: Callable[[], None]) -> None:
-    """Have `call` called when a program has said and done all, before Python waits for threads and processes."""
-    if call not in _last:
-        _last.append(call)
-
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
@@ -36,11 +28,9 @@ def run(command: click.Command, **more: object) -> None:
     try:
         command(**more)
     finally:
-        # All is said and done: there is nothing left to interrupt.
+        # All is said and done, and idle workers are sent home: there is nothing left to interrupt.
         for late in (signal.SIGINT, signal.SIGTERM):
             signal.signal(late, signal.SIG_IGN)
-        for call in _last:
-            call()
 
 
 @contextlib.contextmanager

@@ -14,9 +14,13 @@ _THREADS = 4  # from a network an item may take longer to come than to be worked
 
 
 def ahead(
-    items: Iterable[_Item], read: Callable[[_Item], _Read], *, threads: int = _THREADS
+    items: Iterable[_Item], read: Callable[[_Item], _Read], *, threads: int = _THREADS, depth: int | None = None
 ) -> Iterator[tuple[_Item, Future[_Read]]]:
-    """Each item with the future of `read(item)`, which `threads` threads run for as many items beyond it."""
+    """Each item with the future of `read(item)`, which threads run for up to `depth` items beyond it.
+
+    By default they are as many as the threads: what is read takes memory. Where it is small, more let no thread wait
+    for one slow item.
+    """
     items = iter(items)
     tasks: SimpleQueue[tuple[_Item, Future[_Read]] | None] = SimpleQueue()
     waiting: deque[tuple[_Item, Future[_Read]]] = deque()
@@ -35,11 +39,11 @@ def ahead(
                 except BaseException as error:
                     future.set_exception(error)
 
-    for _ in range(threads):
-        # Daemons: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
-        Thread(target=work, name="ahead", daemon=True).start()
     try:
-        submit(1 + threads)
+        for _ in range(threads):
+            # Daemons: who leaves, by Ctrl-C say, need not wait for a disk that does not answer.
+            Thread(target=work, name="ahead", daemon=True).start()
+        submit(1 + (depth or threads))
         while waiting:
             yield waiting.popleft()
             submit(1)

@@ -1,6 +1,7 @@
 """A look at every video's header before hours of work."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -9,6 +10,8 @@ from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.manifest import Manifest
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.remote import REQUESTS, RemotePath
+
+_DEPTH = 64  # videos a thread
 
 
 def check_video(root: Path | RemotePath, video: str, min_frames: int, fps: float) -> dict | None:
@@ -30,7 +33,11 @@ def check_videos(manifest: Manifest, *, min_frames: int, workers: int) -> list[d
     videos = list(dict.fromkeys(c.video for c in manifest.clips))
     # Threads: opening a header waits for the disk more than it computes, and for a store for a hundred times as long.
     threads = max(workers, REQUESTS) if isinstance(manifest.root, RemotePath) else workers
-    looked = ahead(videos, lambda video: check_video(manifest.root, video, min_frames, manifest.fps), threads=threads)
-    with contextlib.closing(looked):
-        found = [future.result() for _, future in tqdm(looked, total=len(videos), desc="check", unit="video")]
-    return [problem for problem in found if problem]
+    threads = max(1, min(threads, len(videos)))
+    look = partial(check_video, manifest.root, min_frames=min_frames, fps=manifest.fps)
+    problems = []
+    with contextlib.closing(ahead(videos, look, threads=threads, depth=_DEPTH * threads)) as looked:
+        for _, future in tqdm(looked, total=len(videos), desc="check", unit="video"):
+            if problem := future.result():
+                problems.append(problem)
+    return problems

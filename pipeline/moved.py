@@ -78,7 +78,7 @@ class Moved:
 
     def _set_aside(self, tar: Path, *, keep: bool = False) -> Path:
         header = read_header(tar)
-        if header is None and keep:  # another part has just replaced it
+        if header is None:  # another part, or a run on another machine, has just replaced it
             return tar
         sha256 = header["tar"]["sha256"]
         # Two runs that were stopped may have set aside two tars of one name.

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 
 
 def cores() -> int:
-    """The cores that this process may use: its affinity and a container's share are counted."""
+    """The cores that this process may use: its affinity and a container's share are counted.
+
+    Raises ValueError for a LOKY_MAX_CPU_COUNT that is no number.
+    """
     from loky import cpu_count
 
-    return cpu_count()
+    try:
+        return cpu_count()
+    except ValueError as error:
+        raise ValueError("LOKY_MAX_CPU_COUNT must be a number of cores: set it to one, or unset it") from error
 
 
 def options(*decorators: Callable) -> Callable:

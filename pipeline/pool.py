@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from itertools import islice
@@ -88,45 +87,38 @@ def stop_if_unwanted() -> None:
 
 @contextlib.contextmanager
 def unheard_interrupt() -> Iterator[None]:
-    """Let processes be born deaf to Ctrl-C, which a terminal sends to them too; here it is answered afterwards."""
+    """Let processes be born deaf to Ctrl-C, which a terminal sends to them too; here it is answered afterwards.
+
+    So is SIGTERM: a process that is half born would tell of it with a traceback.
+    """
     if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
         yield
         return
     heard = []
-    # Children inherit the mask. Here other threads may take the signal: it is kept for afterwards.
+    # Children inherit the mask, and must hear SIGTERM. Here other threads may take a signal: it is kept for afterwards.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    handler = signal.signal(signal.SIGINT, lambda *_: heard.append(True))
+    handlers = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if heard:
-        raise KeyboardInterrupt
-
-
-_used: weakref.WeakSet[Executor] = weakref.WeakSet()
-
-
-def _dismiss() -> None:
-    """Kill idle workers, to whom a farewell takes a tenth of a second."""
-    for executor in list(_used):
-        executor.shutdown(kill_workers=True)
+    for number in heard[:1]:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
     """An executor of `workers` processes; where the block is left by an exception they are killed at once."""
-    from loky import get_reusable_executor
+    from loky import cpu_count, get_reusable_executor
     from loky.backend import resource_tracker
-
-    from lipprep.command import at_end  # here, for workers need none of it
 
     # Both let interrupts through when they start.
     resource_tracker.ensure_running()
     if os.name == "posix":
         multiprocessing.resource_tracker.ensure_running()
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    threads = str(max(1, cpu_count() // workers))
     with unheard_interrupt():
         executor = get_reusable_executor(
             max_workers=workers,
@@ -135,8 +127,6 @@ def pool(workers: int) -> Iterator[Executor]:
             initargs=(os.getpid(),),
             env={name: os.environ.get(name, threads) for name in _THREADS},
         )
-    _used.add(executor)
-    at_end(_dismiss)
     try:
         yield executor
     except BaseException:

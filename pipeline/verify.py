@@ -180,7 +180,7 @@ def _read_chunks(
 
 def _read(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
     # Threads: hashing holds no lock of Python's.
-    with contextlib.closing(ahead(tasks, lambda task: read_chunk(*task), threads=workers)) as read:
+    with contextlib.closing(ahead(tasks, lambda task: read_chunk(*task), threads=workers, depth=len(tasks))) as read:
         for _, future in read:
             yield future.result()
 

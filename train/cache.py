@@ -30,6 +30,7 @@ import numpy as np
 
 from lipprep.stages.atomic import Output, disk_remedy, temporary_path
 from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.shard.index import Shard
 from lipprep.stages.shard.reader import read_range
 from lipprep.train.epoch import BLOCK, WINDOW
 from lipprep.train.metrics import warn
@@ -89,9 +90,13 @@ class BlockCache:
     not kept would be fetched for each of their samples.
     """
 
-    def __init__(self, folder: Path, *, size: int) -> None:
-        """`size` is the most that blocks take there, in bytes. The run begins now, for those it is pickled to, too."""
-        self.folder, self.size = folder, size
+    def __init__(self, folder: Path, *, size: int, needed: int = 0) -> None:
+        """`size` is the most that blocks take there, in bytes. The run begins now, for those it is pickled to, too.
+
+        `needed` are the bytes of all that will be read in the order of a training plan. Where neither they nor a window
+        of the plan find room, samples are fetched by themselves: a block would go before all of its samples are read.
+        """
+        self.folder, self.size, self._needed = folder, size, needed
         self._began = time.time_ns()
         self._full = False
 
@@ -125,7 +130,9 @@ class BlockCache:
 
     def _keeps(self, block: "_Block") -> bool:
         """Whether the block is kept when it is fetched."""
-        return not self._full and block.bytes <= _LARGEST and block.bytes + 4 * len(block.starts) <= self.size
+        whole = block.bytes + 4 * len(block.starts)
+        fits = max(whole, min(self._needed, WINDOW * whole)) <= self.size
+        return not self._full and block.bytes <= _LARGEST and fits
 
     def _file(self, block: "_Block") -> Path:
         return self.folder / block.name[:2] / block.name
@@ -168,7 +175,7 @@ class BlockCache:
             ledger.seek(0)
             text = ledger.read(40)
             taken = int(text) if text.isdigit() else self._tidy(self.size)
-            if file.exists():
+            with contextlib.suppress(FileNotFoundError):
                 taken -= file.stat().st_size
             if taken + len(content) > self.size:
                 taken = self._tidy(min(self.size - len(content), int(_ROOM * self.size)))
@@ -245,9 +252,9 @@ def _crc32(data: bytes) -> bytes:
 
 
 def open_cache(
-    shards: Path | RemotePath, *, needed: int, folder: Path | None = None, size: int | None = None
+    shards: Path | RemotePath, read: Iterable[Shard], *, folder: Path | None = None, size: int | None = None
 ) -> BlockCache | None:
-    """The cache to read remote `shards` through, of which `needed` bytes will be read; None for local ones.
+    """The cache to read remote `shards` through, of which those in `read` are; None for local ones.
 
     By default in the person's folder for such files, and of 50 GB, or a tenth of the disk, or half of what is free
     there if that is less; None where that is too small to be of use, with a warning. Raises ValueError where a `size`
@@ -279,12 +286,21 @@ def open_cache(
                 "epoch again. Make room, or name another folder with --cache"
             )
             return None
-    if needed > size:
+    read = list(read)
+    needed = sum(shard.bytes for shard in read)
+    window = min(needed, WINDOW * BLOCK * needed // max(1, sum(shard.samples for shard in read)))
+    if window > size:
+        warn(
+            f"the {WINDOW * BLOCK} clips that are mixed with one another take {window / 1e9:.3g} GB, and "
+            f"{size / 1e9:.3g} GB are kept in {folder}: every clip is fetched by itself, in each epoch again, unless "
+            "--cache-size is larger"
+        )
+    elif needed > size:
         warn(
             f"of the shards, {needed / 1e9:.3g} GB are read and {size / 1e9:.3g} GB kept in {folder}: about as "
             "much as finds no room is fetched again in every epoch, unless --cache-size is larger"
         )
-    return BlockCache(folder, size=size)
+    return BlockCache(folder, size=size, needed=needed)
 
 
 def parse_size(text: str) -> int:

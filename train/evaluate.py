@@ -158,8 +158,7 @@ def evaluate(
     index = load_index(shards)
     check_fits(checkpoint, index)
     config = config_from(checkpoint.config)
-    needed = sum(s.bytes for s in index.split(split))
-    kept = open_cache(shards, needed=needed, folder=cache, size=cache_size)
+    kept = open_cache(shards, index.split(split), folder=cache, size=cache_size)
     batches = ShardBatches(shards, index, split, cache=kept)
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)

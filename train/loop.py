@@ -68,8 +68,8 @@ def train(
     answer.
     """
     index = load_index(shards)
-    needed = sum(s.bytes for s in index.shards if s.split in ("train", "val"))
-    kept = open_cache(shards, needed=needed, folder=cache, size=cache_size)
+    read = [s for s in index.shards if s.split in ("train", "val")]
+    kept = open_cache(shards, read, folder=cache, size=cache_size)
     batches = ShardBatches(shards, index, "train", cache=kept)
     per_epoch = len(training_plan(batches.counts, seed=config.seed, epoch=0, batch_size=config.batch_size))
     total = min(config.epochs * per_epoch, config.max_steps or math.inf)

@@ -47,3 +47,19 @@ def test_who_leaves_does_not_wait_for_what_is_being_read():
     items.close()
     assert not future.done()
     release.set()
+
+
+def test_a_slow_item_keeps_no_thread_from_the_others():
+    first, last = Event(), Event()
+
+    def read(n: int) -> None:
+        if n == 0:
+            first.wait(PATIENCE)
+        if n == 9:
+            last.set()
+
+    items = ahead(range(10), read, threads=2, depth=20)
+    next(items)
+    assert last.wait(PATIENCE)
+    first.set()
+    assert len(list(items)) == 9

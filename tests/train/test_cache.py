@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.shard.index import load_index
+from lipprep.stages.shard.index import Shard, load_index
 from lipprep.stages.store import RemoteError
 from lipprep.train import cache as cache_module
 from lipprep.train import epoch as epoch_module
@@ -154,6 +154,22 @@ def test_half_the_room_saves_almost_half_of_the_requests(tmp_path, monkeypatch):
                 cache.read(shard, position)
         cache = pickle.loads(pickle.dumps(cache))
         assert len(fetched) <= (1, 0.65)[epoch] * blocks
+
+
+def test_without_room_for_a_window_nothing_is_fetched_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(epoch_module, "WINDOW", 8)
+    monkeypatch.setattr(cache_module, "WINDOW", 8)
+    blocks, sample = 64, 8
+    (tmp_path / "x.tar").write_bytes(bytes(blocks * 16 * sample))
+    shard = RemoteShard(tmp_path / "x.tar", "", np.arange(blocks * 16 + 1) * sample)
+    fetched, original = [], cache_module.read_range
+    monkeypatch.setattr(cache_module, "read_range", lambda *where: fetched.append(where) or original(*where))
+    whole = blocks * 16 * sample
+    cache = BlockCache(tmp_path / "cache", size=4 * (16 * sample + 4 * 17), needed=whole)
+    for batch in training_plan([blocks * 16], seed=0, epoch=0, batch_size=16):
+        for position in batch[:, 1].tolist():
+            cache.read(shard, position)
+    assert sum(end - start for _, start, end in fetched) == whole
 
 
 @pytest.mark.parametrize("size", [None, 0, 100])
@@ -315,27 +331,38 @@ def test_a_network_at_fault_is_not_the_indexs(remote, line, monkeypatch):
         load_index(remote)
 
 
+ONE = [Shard("train-00000.tar", "train", 1, 1, "")]
+
+
 def test_a_cache_for_local_shards_is_none(shards, tmp_path, capsys):
-    assert open_cache(shards, needed=1) is None and capsys.readouterr().err == ""
-    assert open_cache(shards, needed=1, folder=tmp_path / "c") is None
+    assert open_cache(shards, ONE) is None and capsys.readouterr().err == ""
+    assert open_cache(shards, ONE, folder=tmp_path / "c") is None
     assert "a cache has no effect" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_a_cache_that_is_too_small_is_told(tmp_path, capsys):
     pytest.importorskip("s3fs")
     with pytest.raises(ValueError, match="at least 100MB"):
-        open_cache("s3://bucket/x", needed=1, folder=tmp_path, size=10**7)
-    assert open_cache("s3://bucket/x", needed=10**9, folder=tmp_path, size=10**8).size == 10**8
+        open_cache("s3://bucket/x", ONE, folder=tmp_path, size=10**7)
+    assert (
+        open_cache(
+            "s3://bucket/x", [Shard("train-00000.tar", "train", 10**6, 10**9, "")], folder=tmp_path, size=10**8
+        ).size
+        == 10**8
+    )
     assert "1 GB are read and 0.1 GB kept" in capsys.readouterr().err
+    large = [Shard("train-00000.tar", "train", 10**3, 3 * 10**8, "")]
+    open_cache("s3://bucket/x", large, folder=tmp_path, size=10**8)
+    assert "take 0.3 GB, and 0.1 GB are kept" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be a local folder"):
-        open_cache("s3://bucket/x", needed=1, folder="s3://bucket/cache")
+        open_cache("s3://bucket/x", ONE, folder="s3://bucket/cache")
 
 
 def test_the_default_cache_is_the_persons(tmp_path, monkeypatch):
     pytest.importorskip("s3fs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
-    cache = open_cache("s3://bucket/x", needed=1)
+    cache = open_cache("s3://bucket/x", ONE)
     assert cache.folder == tmp_path / "lipprep" and 0 < cache.size <= 50 * 10**9
     assert cache.folder.stat().st_mode & 0o077 == 0
 
@@ -343,7 +370,7 @@ def test_the_default_cache_is_the_persons(tmp_path, monkeypatch):
 def test_a_disk_without_room_is_told(tmp_path, monkeypatch, capsys):
     pytest.importorskip("s3fs")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**8))
-    assert open_cache("s3://bucket/x", needed=1, folder=tmp_path) is None
+    assert open_cache("s3://bucket/x", ONE, folder=tmp_path) is None
     assert "every clip is fetched by itself" in capsys.readouterr().err
 
 
@@ -352,7 +379,7 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for folder in ("file", "file/below"):
         with pytest.raises(ValueError, match=r"file.* cannot be written to .*--cache"):
-            open_cache("s3://bucket/x", needed=1, folder=tmp_path / folder)
+            open_cache("s3://bucket/x", ONE, folder=tmp_path / folder)
 
     def homeless():
         raise RuntimeError("Could not determine home directory.")
@@ -361,7 +388,7 @@ def test_a_cache_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
     with pytest.raises(ValueError, match=r"no home folder .*--cache"):
-        open_cache("s3://bucket/x", needed=1)
+        open_cache("s3://bucket/x", ONE)
 
 
 @pytest.mark.parametrize(("text", "size"), [("20GB", 2 * 10**10), ("1.5 tb", 15 * 10**11), ("500MB", 5 * 10**8)])
