@@ -19,6 +19,7 @@ from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.inputs import (
     archive_name,
     content,
+    content_digest,
     digest,
     read_through,
     source_content,
@@ -165,6 +166,7 @@ class _Chunk:
     def __init__(self, job: Job, stock: Stock, landmarks: Above | None, crops: Above | None, journal: Journal) -> None:
         self.job = job
         self.seen: dict[str, dict | None] = {}  # size and time of each source, as it was when it was read
+        self._others: set[str] = set()  # videos that are not those that their landmarks were found in
         self.spent: Counter = Counter()  # seconds by part, beside those of the clips that are made
         self._stock, self._landmarks, self._crops, self._journal = stock, landmarks, crops, journal
         self._archive = job.wanted.archive if job.stage == "landmarks" else None
@@ -174,7 +176,8 @@ class _Chunk:
         """Whether sources came, went or changed since the run began: a disk that was away for a moment, say."""
         if self._landmarks is None:
             return digest(list(self.seen.items())) != self.job.header["sources"]
-        return any(stat is None and video not in self._landmarks.absent for video, stat in self.seen.items())
+        gone = any(stat is None and video not in self._landmarks.absent for video, stat in self.seen.items())
+        return gone or bool(self._others)
 
     def look(self, group: tuple[str, list[Clip]]) -> _Group:
         """What is to be known of a video before it is worked on, told by a thread that reads ahead.
@@ -299,13 +302,20 @@ class _Chunk:
         return failed(*self.job.condemned[clip.key]) if clip.key in self.job.condemned else None
 
     def _is_lost(self, video: str) -> bool:
-        """Whether the video that clips failed of is gone, or another than it was a moment ago."""
+        """Whether the video that clips failed of is gone, or another than it was."""
         self._journal.rest()
         now = source_stat(self.job.root, video, self._archive)
-        lost = now is None if self._landmarks is not None else now != self.seen[video]
-        if lost:
-            self.seen[video] = now
-        return lost
+        if self._landmarks is None or now is None:
+            lost = now != self.seen.get(video, {})
+            if lost:
+                self.seen[video] = now
+            return lost
+        # Looked at only where a clip failed: size and time may be those of the video that the landmarks were found in.
+        sources = [self._landmarks.entries[c.key]["source"] for c in self.job.clips if c.video == video]
+        if {s and s["sha256"] for s in sources} & {None, content_digest(self.job.root / video)}:
+            return False
+        self._others.add(video)
+        return True
 
 
 def _inputs(job: Job, clip: Clip, whole: tuple, landmarks: Above | None, source: dict | None) -> str:

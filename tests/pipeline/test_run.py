@@ -453,3 +453,22 @@ def test_a_video_that_was_out_of_reach_for_the_crops_is_cut_once_it_is_back(chai
     for stage in ("landmarks", "shards"):
         figures = json.loads(lipprep(stage, "-j", 1, "--json").stdout)
     assert figures["clips_computed"] == 1 and digests() == whole
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_video_that_was_another_one_for_the_crops_is_cut_once_it_is_back(touched, chain, lipprep, own):
+    """Though size and time were those of the video that its landmarks were found in."""
+    chain(own, stages=("landmarks",))
+    video = own / "BLACK" / "train" / "BLACK_00002.mp4"
+    before, sound = video.stat(), video.read_bytes()
+    video.write_bytes(b"\0" * len(sound))
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns))
+    crops = ("crops", "-j", 1, "--json", "--max-failures", "100%")
+    for _ in range(2):
+        assert json.loads(lipprep(*crops).stdout)["failed"] == {"unreadable": 1}
+    video.write_bytes(sound)
+    os.utime(video, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9 * touched))
+    lipprep("landmarks", "-j", 1)
+    figures = json.loads(lipprep(*crops).stdout)
+    assert figures["failed"] == {} and figures["clips_computed"] == 1
+    assert "0 chunks made" in lipprep("crops", "-j", 1).stdout
