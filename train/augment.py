@@ -1,15 +1,12 @@
 """Batched augmentation on the training device: uint8 clips in, normalised float32 out.
 
-Which frames, which pixels and how much is decided on the host, in a few vectors of one number a clip, drawn
-from one generator: so a CPU and a GPU see the same augmentation. The pixels never leave the device; the crop
-is cut out of the bytes, and float arithmetic sees only what is cut out. Keep `lengths_B` and `durations_B`
-on the host (as a loader gives them) and nothing here waits for the device.
+What is drawn comes from the host (`lipprep.train.draws`), in a few vectors of one number a clip. The pixels never leave
+the device; the crop is cut out of the bytes, and float arithmetic sees only what is cut out. Keep `lengths_B` on the
+host (as a loader gives them) and nothing here waits for the device.
 
-Letters of the shape suffixes: B clips, T frames, H and W pixels.
+Letters of the shape suffixes: B clips, R of a global batch that are here, T frames, H and W pixels.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,48 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class AugmentOptions:
-    """What is done to a batch; zero switches an augmentation off. The defaults are the published LRW recipe.
-
-    `gain` and `bias` change each clip's light: x becomes (1 ± gain) x ± bias, in normalised units. With
-    `subtract_mean_frame` each clip loses the mean of its frames, pixel by pixel, and what is left, the
-    movement, is multiplied by `mean_frame_gain`; `bias` then cancels out.
-    """
-
-    crop_size: int = 88  # pixels
-    mean: float = 0.421  # of LRW's mouth crops, in units of white
-    std: float = 0.165
-    flip: float = 0.5  # probability
-    mixup: float = 0.4  # alpha of Beta(alpha, alpha)
-    time_mask: int = 15  # the mask is shorter than this many frames
-    variable_length: bool = True
-    subtract_mean_frame: bool = False
-    mean_frame_gain: float = 3.0
-    gain: float = 0.0
-    bias: float = 0.0
-    scale: float = 0.0  # 0.1: the mouth is 0.9 to 1.1 times as large
-    aspect: float = 0.0  # 0.1: width to height is 0.9 to 1.1 times as large
-    rotation: float = 0.0  # radians, either way
-    shift: float = 0.0  # fraction of half the crop's width, either way, on top of the random crop
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: it must be a finite number")
-        if self.crop_size < 1 or self.std <= 0 or not 0 <= self.flip <= 1:
-            raise ValueError("crop_size and std must be positive, and flip a probability")
-        for name in ("mixup", "time_mask", "gain", "bias", "rotation", "shift"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
-        for name in ("scale", "aspect"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
-
-    @property
-    def is_affine(self) -> bool:
-        return bool(self.scale or self.aspect or self.rotation or self.shift)
+from lipprep.train.draws import AugmentOptions, Draws, check_size
 
 
 @dataclass(frozen=True)
@@ -67,63 +23,51 @@ class AugmentedBatch:
 
     x_B1THW: Tensor  # float32, exactly zero after each clip's length
     lengths_B: Tensor  # int64, frames, on the device of x
-    partner_B: Tensor | None  # int64, on the device of x; None without mixup
+    partner_B: Tensor | None  # int64, rows of the batch that was given, on the device of x; None without mixup
     lam: float
 
 
 def train_batch(
-    video_BTHW: Tensor,
-    lengths_B: Tensor,
-    durations_B: Tensor,
+    video_RTHW: Tensor,
+    draws: Draws,
     options: AugmentOptions,
     *,
-    fps: float,
-    generator: torch.Generator,
+    rows: np.ndarray | None = None,
+    wanted: int | None = None,
 ) -> AugmentedBatch:
-    """Augment a batch as the published LRW training does (Ma et al. 2022, arXiv 2209.01383).
+    """Do to a batch, `video_RTHW` uint8, what was drawn for it.
 
-    `video_BTHW` uint8, `lengths_B` int64 frames, `durations_B` float seconds of the spoken word (NaN where
-    unknown: that clip is not shortened), `generator` on the CPU. In this order: variable length, random
-    crop with any affine change, flip, normalisation, light, mean frame, time mask, zero padding, mixup.
-    T shrinks to the longest clip left.
+    In this order: variable length, random crop with any affine change, flip, normalisation, light, mean frame, time
+    mask (filled with the mean of the clip's own frames), zero padding, mixup. T shrinks to the longest clip that is
+    left of the global batch. A mixed pair is as long as its longer clip, so that neither is cut.
 
-    The time mask is as long as drawn, lies inside the clip, and is filled with the mean of the clip's own
-    frames; a draw that would cover the whole clip is dropped. A mixed pair is as long as its longer clip,
-    so that neither is cut.
+    Of a part of a global batch, `rows` (R,) are its clips' numbers in there. The first `wanted` of them come out, the
+    others are here as their partners.
 
     Raises ValueError if the frames are smaller than the crop.
     """
-    size = _check_size(video_BTHW, options)
-    rng = np.random.default_rng(torch.randint(2**63 - 1, (), generator=generator).item())
-    # starts, lengths: (B,) int64, frames
-    starts, lengths = np.zeros(len(lengths_B), dtype=np.int64), _host(lengths_B)
-    assert (lengths >= 1).all() and (lengths <= video_BTHW.shape[1]).all()
-    if options.variable_length:
-        starts, lengths = _variable_length(lengths, _host(durations_B), fps, rng)
-    batch_size = len(lengths)
-    top, left = rng.integers(0, size - options.crop_size + 1, (2, batch_size))
-    flipped = rng.random(batch_size) < options.flip
-
-    if options.is_affine:
-        frames_BTHW = _frames(video_BTHW, starts, lengths)
-        theta_B23 = _affine(size, top, left, flipped, options, rng)
-        cropped_BTHW = _sample(frames_BTHW, theta_B23, options.crop_size)
+    size = check_size(video_RTHW, options)
+    rows = np.arange(len(video_RTHW)) if rows is None else rows
+    wanted = len(rows) if wanted is None else wanted
+    mine, frames = draws.of(rows), int(draws.lengths.max())
+    lengths = mine.lengths
+    assert (lengths >= 1).all() and (mine.starts + lengths <= video_RTHW.shape[1]).all()
+    if mine.theta is not None:
+        cropped_RTHW = _sample(_frames(video_RTHW, mine, frames), mine.theta, options.crop_size)
     else:
-        cropped_BTHW = _crop(video_BTHW, starts, lengths, top, left, flipped, options.crop_size)
-    gain = 1 + rng.uniform(-options.gain, options.gain, batch_size)
-    bias = rng.uniform(-options.bias, options.bias, batch_size)
-    x_BTHW = _normalise(cropped_BTHW, lengths, gain, bias, options)
-    if options.time_mask:
-        _mask_time(x_BTHW, lengths, options.time_mask, rng)
-
-    partner, lam = None, 1.0
-    if options.mixup:
-        lam = float(rng.beta(options.mixup, options.mixup))
-        permutation = rng.permutation(batch_size)
-        partner = _to(permutation, x_BTHW)
-        x_BTHW.lerp_(x_BTHW[partner], 1 - lam)
-        lengths = np.maximum(lengths, lengths[permutation])
-    return AugmentedBatch(x_BTHW[:, None], _to(lengths, x_BTHW), partner, lam)
+        cropped_RTHW = _crop(video_RTHW, mine, frames, size, options.crop_size)
+    x_RTHW = _normalise(cropped_RTHW, lengths, mine.gain, mine.bias, options)
+    if mine.mask_widths.any():
+        _mask_time(x_RTHW, lengths, mine.mask_starts, mine.mask_widths)
+    if mine.partner is None:
+        return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, 1.0)
+    places = np.full(len(draws.lengths), -1)
+    places[rows] = np.arange(len(rows))
+    partner = places[mine.partner[:wanted]]
+    assert (partner >= 0).all()
+    at = _to(partner, x_RTHW)
+    x_BTHW = x_RTHW[:wanted].lerp(x_RTHW[at], 1 - draws.lam)
+    return AugmentedBatch(x_BTHW[:, None], _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW), at, draws.lam)
 
 
 def eval_batch(video_BTHW: Tensor, lengths_B: Tensor, options: AugmentOptions) -> Tensor:
@@ -131,35 +75,23 @@ def eval_batch(video_BTHW: Tensor, lengths_B: Tensor, options: AugmentOptions) -
 
     Nothing is drawn and T is kept. Raises ValueError if the frames are smaller than the crop.
     """
-    size = _check_size(video_BTHW, options)
+    size = check_size(video_BTHW, options)
     first = (size - options.crop_size) // 2
     window = slice(first, first + options.crop_size)
     none = np.zeros(len(lengths_B))
-    return _normalise(video_BTHW[:, :, window, window], _host(lengths_B), none + 1, none, options)[:, None]
+    return _normalise(video_BTHW[:, :, window, window], lengths_B.cpu().numpy(), none + 1, none, options)[:, None]
 
 
-def cross_entropy(logits: Tensor, labels_B: Tensor, batch: AugmentedBatch, label_smoothing: float = 0.0) -> Tensor:
-    """The batch's mean cross entropy, a scalar, labels mixed as the clips are (Zhang et al. 2018)."""
-    own = functional.cross_entropy(logits, labels_B, label_smoothing=label_smoothing)
+def cross_entropy(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch, label_smoothing: float = 0.0) -> Tensor:
+    """The batch's mean cross entropy, a scalar, labels mixed as the clips are (Zhang et al. 2018).
+
+    `labels_R` are of the clips that were given, of which those of the logits come first.
+    """
+    own = functional.cross_entropy(logits, labels_R[: len(logits)], label_smoothing=label_smoothing)
     if batch.partner_B is None:
         return own
-    partners = labels_B[batch.partner_B]
-    others = functional.cross_entropy(logits, partners, label_smoothing=label_smoothing)
+    others = functional.cross_entropy(logits, labels_R[batch.partner_B], label_smoothing=label_smoothing)
     return batch.lam * own + (1 - batch.lam) * others
-
-
-def _check_size(video_BTHW: Tensor, options: AugmentOptions) -> int:
-    size = video_BTHW.shape[3]
-    if size < options.crop_size or video_BTHW.shape[2] != size:
-        raise ValueError(
-            f"frames of {size}x{video_BTHW.shape[2]} pixels cannot be cropped to {options.crop_size}: "
-            "lower crop_size, or make the shards with a larger --crop-size"
-        )
-    return size
-
-
-def _host(values_B: Tensor) -> np.ndarray:
-    return values_B.cpu().numpy()
 
 
 def _to(values: np.ndarray, like: Tensor) -> Tensor:
@@ -167,83 +99,35 @@ def _to(values: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=like.is_cuda)
 
 
-def _variable_length(
-    lengths: np.ndarray, durations: np.ndarray, fps: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """First frame and length of a random stretch of each clip around the word at its centre, (B,) each."""
-    known = np.isfinite(durations)
-    # A word longer than its clip keeps the whole clip; an absurd duration must not overflow the integers.
-    half = np.minimum(np.where(known, durations, 0) / 2 * fps, lengths).astype(np.int64)
-    middle = (lengths - 1) // 2
-    starts = rng.integers(0, np.maximum(middle - half - 1, 0), endpoint=True)
-    stops = rng.integers(np.minimum(middle + half + 1, lengths), lengths, endpoint=True)
-    starts, stops = np.where(known, starts, 0), np.where(known, stops, lengths)
-    return starts, stops - starts
+def _frame_positions(video_RTHW: Tensor, draws: Draws, frames: int) -> np.ndarray:
+    """Where the frames kept stand among all R * T, (R, frames) int64; a clip's last frame repeats."""
+    batch_size, num_frames = video_RTHW.shape[:2]
+    offsets_RT = np.minimum(np.arange(frames), draws.lengths[:, None] - 1)
+    return np.arange(batch_size)[:, None] * num_frames + draws.starts[:, None] + offsets_RT
 
 
-def _frame_positions(video_BTHW: Tensor, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Where the frames kept stand among all B * T, (B, max length) int64; a clip's last frame repeats."""
-    batch_size, num_frames = video_BTHW.shape[:2]
-    offsets_BT = np.minimum(np.arange(lengths.max()), lengths[:, None] - 1)
-    return np.arange(batch_size)[:, None] * num_frames + starts[:, None] + offsets_BT
+def _frames(video_RTHW: Tensor, draws: Draws, frames: int) -> Tensor:
+    positions_RT = _frame_positions(video_RTHW, draws, frames)
+    kept = video_RTHW.flatten(0, 1).index_select(0, _to(positions_RT.ravel(), video_RTHW))
+    return kept.unflatten(0, positions_RT.shape)
 
 
-def _frames(video_BTHW: Tensor, starts: np.ndarray, lengths: np.ndarray) -> Tensor:
-    positions_BT = _frame_positions(video_BTHW, starts, lengths)
-    frames = video_BTHW.flatten(0, 1).index_select(0, _to(positions_BT.ravel(), video_BTHW))
-    return frames.unflatten(0, positions_BT.shape)
-
-
-def _crop(
-    video_BTHW: Tensor,
-    starts: np.ndarray,
-    lengths: np.ndarray,
-    top: np.ndarray,
-    left: np.ndarray,
-    flipped: np.ndarray,
-    crop_size: int,
-) -> Tensor:
+def _crop(video_RTHW: Tensor, draws: Draws, frames: int, size: int, crop_size: int) -> Tensor:
     """Cut frames and rows in one copy of whole rows, then columns (mirrored where flipped) in another."""
-    size = video_BTHW.shape[3]
-    positions_BT = _frame_positions(video_BTHW, starts, lengths)
+    positions_RT = _frame_positions(video_RTHW, draws, frames)
     offsets = np.arange(crop_size)
-    rows_BTH = positions_BT[:, :, None] * size + (top[:, None] + offsets)[:, None, :]
-    rows = video_BTHW.reshape(-1, size).index_select(0, _to(rows_BTH.ravel(), video_BTHW))
-    columns_BW = left[:, None] + np.where(flipped[:, None], offsets[::-1], offsets)
-    columns = _to(columns_BW, video_BTHW)[:, None, None, :].expand(*rows_BTH.shape, -1)
-    return rows.unflatten(0, rows_BTH.shape).gather(3, columns)
+    lines_RTH = positions_RT[:, :, None] * size + (draws.top[:, None] + offsets)[:, None, :]
+    lines = video_RTHW.reshape(-1, size).index_select(0, _to(lines_RTH.ravel(), video_RTHW))
+    columns_RW = draws.left[:, None] + np.where(draws.flipped[:, None], offsets[::-1], offsets)
+    columns = _to(columns_RW, video_RTHW)[:, None, None, :].expand(*lines_RTH.shape, -1)
+    return lines.unflatten(0, lines_RTH.shape).gather(3, columns)
 
 
-def _affine(
-    size: int,
-    top: np.ndarray,
-    left: np.ndarray,
-    flipped: np.ndarray,
-    options: AugmentOptions,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """(B, 2, 3): from the crop's coordinates to the frame's, both in [-1, 1] as `affine_grid` has them."""
-    batch_size = len(top)
-    scale = 1 + rng.uniform(-options.scale, options.scale, batch_size)
-    aspect = np.sqrt(1 + rng.uniform(-options.aspect, options.aspect, batch_size))
-    angle = rng.uniform(-options.rotation, options.rotation, batch_size)
-    shift_2B = rng.uniform(-options.shift, options.shift, (2, batch_size)) * options.crop_size / size
-    ratio = options.crop_size / size
-    step_x = ratio / (scale * aspect) * np.where(flipped, -1, 1)
-    step_y = ratio / scale * aspect
-    # The crop's centre lies (left + crop_size / 2) pixels from the frame's edge, which is at -1.
-    centre_x = 2 * (left + options.crop_size / 2) / size - 1 + shift_2B[0]
-    centre_y = 2 * (top + options.crop_size / 2) / size - 1 + shift_2B[1]
-    cos, sin = np.cos(angle), np.sin(angle)
-    rows = [[cos * step_x, -sin * step_y, centre_x], [sin * step_x, cos * step_y, centre_y]]
-    return np.moveaxis(np.array(rows), 2, 0)
-
-
-def _sample(frames_BTHW: Tensor, theta_B23: np.ndarray, crop_size: int) -> Tensor:
+def _sample(frames_RTHW: Tensor, theta_R23: np.ndarray, crop_size: int) -> Tensor:
     """All frames of a clip through one grid, bilinear, the edge repeated outside: float32 in 0 to 255."""
-    theta = _to(theta_B23.astype(np.float32), frames_BTHW)
+    theta = _to(theta_R23.astype(np.float32), frames_RTHW)
     grid = functional.affine_grid(theta, [len(theta), 1, crop_size, crop_size], align_corners=False)
-    return functional.grid_sample(frames_BTHW.float(), grid, padding_mode="border", align_corners=False)
+    return functional.grid_sample(frames_RTHW.float(), grid, padding_mode="border", align_corners=False)
 
 
 def _normalise(
@@ -264,16 +148,13 @@ def _normalise(
     return x_BTHW
 
 
-def _mask_time(x_BTHW: Tensor, lengths: np.ndarray, limit: int, rng: np.random.Generator) -> None:
-    """Fill a random stretch of each clip with its mean, in place; `x_BTHW` is zero in the padding."""
-    widths = rng.integers(0, limit, len(lengths))
-    widths[widths >= lengths] = 0
-    starts = rng.integers(0, lengths - widths, endpoint=True)
-    frames = np.arange(x_BTHW.shape[1])
-    masked_BT = (frames >= starts[:, None]) & (frames < (starts + widths)[:, None])
-    mean_B = x_BTHW.mean((1, 2, 3)) * _to(x_BTHW.shape[1] / lengths.astype(np.float32), x_BTHW)
-    clips = _to(masked_BT.nonzero()[0], x_BTHW)
-    _fill_frames(x_BTHW, masked_BT, mean_B[clips][:, None, None])
+def _mask_time(x_RTHW: Tensor, lengths: np.ndarray, starts: np.ndarray, widths: np.ndarray) -> None:
+    """Fill a stretch of each clip with the clip's mean, in place; `x_RTHW` is zero in the padding."""
+    frames = np.arange(x_RTHW.shape[1])
+    masked_RT = (frames >= starts[:, None]) & (frames < (starts + widths)[:, None])
+    mean_R = x_RTHW.mean((1, 2, 3)) * _to(x_RTHW.shape[1] / lengths.astype(np.float32), x_RTHW)
+    clips = _to(masked_RT.nonzero()[0], x_RTHW)
+    _fill_frames(x_RTHW, masked_RT, mean_R[clips][:, None, None])
 
 
 def _fill_frames(x_BTHW: Tensor, chosen_BT: np.ndarray, value: Tensor | float) -> None:

@@ -58,6 +58,8 @@ DEVICE = click.option(
 @click.option("--recipe", metavar="NAME", help="A recipe's name, or FILE.yaml. Default: lrw_resnet18_mstcn_prelu.")
 @click.option(
     "--run",
+    "--run-dir",  # torchrun takes --run for its own --run-path
+    "run",
     metavar="DIR",
     type=LocalFolder(),
     help="Where config, metrics and checkpoints go. Default: runs/DATE-RECIPE.",
@@ -88,20 +90,29 @@ def train(
       lipprep train --shards shards/ --recipe compact --run runs/small epochs=20 lr=1e-3
       lipprep train --shards shards/ --run runs/small --resume auto
       lipprep train --shards s3://bucket/shards --cache-size 20GB
+      torchrun --nproc-per-node 8 -m lipprep.train --shards shards/ --run-dir runs/large batch_size=256
     """
     _ask(shards)
     from lipprep.train.loop import train as run_training
+    from lipprep.train.ranks import join
     from lipprep.train.run import open_run
 
-    folder, config, checkpoint = open_run(run, recipe=recipe, overrides=overrides, resume=resume)
-    if resume == "auto" and checkpoint is None:
-        click.echo(f"nothing to resume in {folder}: starting from the beginning")
-    try:
-        kept = {"cache": cache, "cache_size": cache_size}
-        outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint, **kept)
-    except KeyboardInterrupt:
-        click.echo(f"\nInterrupted. Go on with: lipprep train --shards {shards} --run {folder} --resume auto", err=True)
-        sys.exit(INTERRUPTED)
+    with join(device) as ranks:
+        folder, config, checkpoint = ranks.of_main(
+            lambda: open_run(run, recipe=recipe, overrides=overrides, resume=resume)
+        )
+        if resume == "auto" and checkpoint is None and ranks.main:
+            click.echo(f"nothing to resume in {folder}: starting from the beginning")
+        try:
+            kept = {"cache": cache, "cache_size": cache_size, "ranks": ranks}
+            outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint, **kept)
+        except KeyboardInterrupt:
+            if ranks.main:
+                again = f"lipprep train --shards {shards} --run {folder} --resume auto"
+                click.echo(f"\nInterrupted. Go on with: {again}", err=True)
+            sys.exit(INTERRUPTED)
+    if not ranks.main:
+        return
     if as_json:
         files = [str(path) for path in outcome.files]
         plain = {"steps": outcome.steps, "best_val_top1": outcome.best, "seconds": outcome.seconds, "files": files}

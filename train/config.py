@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from lipprep.stages.atomic import write_text
 from lipprep.stages.untrusted import check_yaml
-from lipprep.train.augment import AugmentOptions
+from lipprep.train.draws import AugmentOptions
 
 DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
 
@@ -27,10 +27,12 @@ class Config:
     `model` is what `lipprep.train.models.build` takes. `profile` names the alignment that the recipe is
     meant for. `warmup` is the part of all steps in which the rate rises linearly; from there it falls as a
     cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
-    `save_every` counts steps; without it, last.pt is saved after every epoch only. `workers` are processes
-    that read and decode; without it, the device and the number of cores decide. `precision` auto is bf16
-    autocast on CUDA and on CPUs with bf16 instructions, fp32 elsewhere, in training steps; all else runs in
-    fp32 unless `precision` is bf16. `resolved` is what a run made of its settings: device, precision, workers.
+    `batch_size` clips of all processes together make a step; each process takes its part of them in `accumulate`
+    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. `save_every`
+    counts steps; without it, last.pt is saved after every epoch only. `workers` are processes that read and
+    decode; without it, the device and the number of cores decide. `precision` auto is bf16 autocast on CUDA and
+    on CPUs with bf16 instructions, fp32 elsewhere, in training steps; all else runs in fp32 unless `precision`
+    is bf16. `resolved` is what a run made of its settings: device, precision, workers, processes.
     """
 
     recipe: str
@@ -45,6 +47,8 @@ class Config:
     weight_decay: float = 1e-2
     warmup: float = 0.0
     label_smoothing: float = 0.0
+    accumulate: int = 1
+    sync_batchnorm: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int | None = None
     log_every: int = 20
@@ -55,7 +59,7 @@ class Config:
         for name in ("lr", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
-        for name in ("epochs", "max_steps", "batch_size", "log_every", "save_every"):
+        for name in ("epochs", "max_steps", "batch_size", "accumulate", "log_every", "save_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")

@@ -12,9 +12,10 @@ from lipprep.train.checkpoint import Checkpoint
 from lipprep.train.models import build
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device:
     """The device of a name; auto is CUDA, else MPS, else the CPU, with all its cores.
 
+    Of `beside` processes on one machine, number `local` gets GPU `local`, or its part of the cores.
     Raises ValueError where there is no such device.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -24,10 +25,15 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda" and beside > 1:
+        device = torch.device("cuda", local)
     if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device {name} is not available here: use --device auto or cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(loky.cpu_count())  # by itself, torch leaves half of a virtual machine's idle
+        # By itself, torch leaves half of a virtual machine's idle.
+        torch.set_num_threads(max(1, loky.cpu_count() // beside))
     return device
 
 

@@ -23,16 +23,18 @@ def places(counts: Sequence[int]) -> np.ndarray:
     return np.stack([shard, np.arange(len(shard)) - starts[shard]], axis=1)
 
 
-def training_plan(counts: Sequence[int], *, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
+def training_plan(counts: Sequence[int], *, seed: int, epoch: int, batch_size: int, parts: int = 1) -> list[np.ndarray]:
     """The batches of one epoch of training, each (batch_size, 2) int64 of places.
 
     A pure function of its arguments. The samples that fill no whole batch are left out, others in every
-    epoch; where there are fewer samples than one batch takes, all of them make one smaller batch.
+    epoch; where there are fewer samples than one batch takes, all of them make one smaller batch, but for those that
+    would not go into `parts` equal ones.
     """
     random = np.random.Generator(np.random.PCG64([seed, epoch]))
     ordered = places(counts)
     if len(ordered) < batch_size:
-        return [random.permutation(ordered)] if len(ordered) else []
+        few = random.permutation(ordered)[: len(ordered) - len(ordered) % parts]
+        return [few] if len(few) else []
     # block: (samples,), the block a sample belongs to; none reaches over the end of a shard
     blocks_before = np.cumsum([0, *(-(-np.asarray(counts, np.int64) // BLOCK))])
     block = blocks_before[ordered[:, 0]] + ordered[:, 1] // BLOCK
@@ -42,7 +44,24 @@ def training_plan(counts: Sequence[int], *, seed: int, epoch: int, batch_size: i
     return np.split(shuffled[:whole], whole // batch_size)
 
 
-def evaluation_plan(counts: Sequence[int], *, batch_size: int) -> list[np.ndarray]:
-    """All samples once, in order, in batches of `batch_size` and a last one of what remains."""
-    ordered = places(counts)
+def evaluation_plan(counts: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+    """All samples once, in order, in batches of `batch_size` and a last one of what remains; a rank's part of them."""
+    ordered = rank_places(counts, rank=rank, world=world)
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def rank_rows(count: int, *, rank: int, world: int) -> np.ndarray:
+    """The rows of a global batch of `count` clips that a rank takes: slice `rank` of `world` equal ones."""
+    share = count // world
+    return np.arange(rank * share, (rank + 1) * share)
+
+
+def rank_places(counts: Sequence[int], *, rank: int, world: int) -> np.ndarray:
+    """The samples of a split that a rank evaluates, (ceil(samples / world), 2): as many on each.
+
+    The last one is repeated where there are too few. What the ranks say of row i, one rank after another, is of
+    samples `world * i`, `world * i + 1` and so on; what is beyond the last one counts for nothing.
+    """
+    ordered = places(counts)
+    short = -len(ordered) % world
+    return np.concatenate([ordered, ordered[len(ordered) - 1 :].repeat(short, axis=0)])[rank::world]

@@ -20,11 +20,12 @@ from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.untrusted import read_text
-from lipprep.train.augment import AugmentOptions, eval_batch
+from lipprep.train.augment import eval_batch
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan
 from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
 

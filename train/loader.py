@@ -169,6 +169,9 @@ def _ignore_ctrl_c(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def default_workers(device: torch.device) -> int:
-    """How many processes should read: none where training itself takes all cores, else up to eight."""
-    return 0 if device.type == "cpu" else max(1, min(8, loky.cpu_count() - 1))
+def default_workers(device: torch.device, *, beside: int = 1) -> int:
+    """How many processes should read: none where training itself takes all cores, else up to eight.
+
+    `beside` processes train on this machine, and each has readers of its own.
+    """
+    return 0 if device.type == "cpu" else max(1, min(8, loky.cpu_count() // beside - 1))

@@ -58,6 +58,22 @@ class Metrics:
         self._events.close()
 
 
+class NoMetrics:
+    """What the processes have that leave writing to the main one."""
+
+    def training(self, step: int, **values: float) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, split: str, *, epoch: int, **values: float) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "NoMetrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 def has_evaluation(run: Path, step: int) -> bool:
     """Whether the run's metrics have a line of an evaluation after `step` steps."""
     path = run / METRICS

@@ -16,10 +16,11 @@ from lipprep.stages.held import HeldPath
 from lipprep.stages.landmarks import Detector, load_detector, track
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.video import probe, read_frames
-from lipprep.train.augment import AugmentOptions, eval_batch
+from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.draws import AugmentOptions
 from lipprep.train.metrics import warn
 
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 from collections import Counter
@@ -6,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lipprep.train.augment import AugmentedBatch, AugmentOptions, cross_entropy, eval_batch, train_batch
+from lipprep.train.augment import AugmentedBatch, cross_entropy, eval_batch, train_batch
+from lipprep.train.draws import AugmentOptions, check_size, draw
 
 NOTHING = {"flip": 0.0, "mixup": 0.0, "time_mask": 0, "variable_length": False}
 UNKNOWN = float("nan")
@@ -18,10 +20,13 @@ def noise(batch_size=6, num_frames=9, size=20, seed=0):
 
 
 def augment(video, options, *, lengths=None, durations=UNKNOWN, fps=25.0, seed=0):
-    lengths = torch.tensor(lengths) if lengths is not None else torch.full((len(video),), video.shape[1])
-    durations = torch.full((len(video),), durations, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    return train_batch(video, lengths, durations, options, fps=fps, generator=generator)
+    return train_batch(video, drawn(video, options, lengths=lengths, durations=durations, fps=fps, seed=seed), options)
+
+
+def drawn(video, options, *, lengths=None, durations=UNKNOWN, fps=25.0, seed=0):
+    lengths = np.array(lengths) if lengths is not None else np.full(len(video), video.shape[1])
+    durations = np.full(len(video), durations)
+    return draw(lengths, durations, options, size=check_size(video, options), fps=fps, seed=(seed, 0))
 
 
 def numbered_frames(batch_size, num_frames):
@@ -163,9 +168,9 @@ def test_mixup_blends_the_batch_and_cuts_neither_clip():
     assert torch.equal(mixed.lengths_B, torch.maximum(own, own[mixed.partner_B]))
     for clip, length in zip(mixed.x_B1THW[:, 0], mixed.lengths_B, strict=True):
         assert not clip[length:].any()
-    drawn = [augment(video[:1], plain(12, mixup=0.4), seed=seed).lam for seed in range(300)]
-    assert abs(np.mean(drawn) - 0.5) < 0.08
-    assert abs(np.var(drawn) - 0.25 / 1.8) < 0.03  # of Beta(0.4, 0.4)
+    parts = [augment(video[:1], plain(12, mixup=0.4), seed=seed).lam for seed in range(300)]
+    assert abs(np.mean(parts) - 0.5) < 0.08
+    assert abs(np.var(parts) - 0.25 / 1.8) < 0.03  # of Beta(0.4, 0.4)
 
 
 def test_loss_mixes_the_labels_as_the_clips():
@@ -198,13 +203,31 @@ def test_same_seed_same_bytes_and_zero_padding(options):
         assert clip[:length].abs().amax((1, 2)).all() and not clip[length:].any()
 
 
-def test_one_generator_draws_anew_for_each_batch():
-    generator = torch.Generator().manual_seed(0)
-    lengths, durations = torch.full((6,), 9), torch.full((6,), UNKNOWN)
-    first, second = (
-        train_batch(noise(), lengths, durations, plain(12), fps=25.0, generator=generator) for _ in range(2)
-    )
-    assert not torch.equal(first.x_B1THW, second.x_B1THW)
+def test_each_step_is_drawn_anew_and_no_augmentation_changes_what_another_draws():
+    lengths, durations = np.full(64, 29), np.full(64, 0.2)
+    draws = [
+        draw(lengths, durations, options, size=96, fps=25.0, seed=(1, step))
+        for step, options in [(0, AugmentOptions()), (1, AugmentOptions()), (0, AugmentOptions(mixup=0, time_mask=0))]
+    ]
+    for name in ("starts", "lengths", "top", "left", "flipped"):
+        first, other_step, fewer = (getattr(d, name) for d in draws)
+        assert np.array_equal(first, fewer) and not np.array_equal(first, other_step)
+    assert draws[2].partner is None and not draws[2].mask_widths.any()
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 6])
+def test_parts_of_a_batch_with_their_partners_are_parts_of_the_whole(parts):
+    options = dataclasses.replace(EVERYTHING, mixup=0.4)
+    video, labels = noise(12, 15), torch.arange(12) % 5
+    draws = drawn(video, options, lengths=[15, 9, 4] * 4, durations=0.2, seed=3)
+    logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
+    whole, losses = train_batch(video, draws, options), []
+    for own in np.split(np.arange(12), parts):
+        rows = np.concatenate([own, np.setdiff1d(draws.partner[own], own)])
+        part = train_batch(video[rows], draws, options, rows=rows, wanted=len(own))
+        assert torch.equal(part.x_B1THW, whole.x_B1THW[own]) and torch.equal(part.lengths_B, whole.lengths_B[own])
+        losses.append(cross_entropy(logits[own], labels[rows], part))
+    torch.testing.assert_close(torch.stack(losses).mean(), cross_entropy(logits, labels, whole))
 
 
 def test_affine_identity_is_the_plain_crop():

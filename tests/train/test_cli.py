@@ -77,13 +77,13 @@ def test_bad_input_ends_in_one_line(shards, trained_run, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on(shards, tiny, tmp_path, monkeypatch):
-    original = loop._step
+    original = loop.Step.__call__
 
     def pressed(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "_step", pressed)
+    monkeypatch.setattr(loop.Step, "__call__", pressed)
     args = ["train", "--shards", shards, "--recipe", "compact", "--run", tmp_path / "r", "--device", "cpu", *tiny]
     assert f"--run {tmp_path / 'r'} --resume auto" in call(*args, code=130).output
     assert json.loads((tmp_path / "r" / "last.json").read_text())["step"] == 1

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipprep.train.epoch import BLOCK, WINDOW, evaluation_plan, places, training_plan
+from lipprep.train.epoch import BLOCK, WINDOW, evaluation_plan, places, rank_rows, training_plan
 
 COUNTS = st.lists(st.integers(0, 70), min_size=1, max_size=8)
 
@@ -53,3 +53,40 @@ def test_reads_stay_inside_a_window_of_blocks_that_come_from_all_shards():
 def test_neighbours_are_parted():
     order = np.array(as_set(training_plan([4096], seed=0, epoch=0, batch_size=32)))
     assert np.mean(np.abs(np.diff(order[:, 1])) == 1) < 0.02
+
+
+@given(
+    counts=COUNTS,
+    world=st.integers(1, 64),
+    share=st.integers(1, 8),
+    workers=st.integers(0, 16),
+    first=st.integers(0, 30),
+    seed=st.integers(0, 99),
+)
+def test_ranks_and_workers_decide_only_who_reads(counts, world, share, workers, first, seed):
+    batch_size = world * share
+    plan = training_plan(counts, seed=seed, epoch=1, batch_size=batch_size, parts=world)
+    went_on = plan[first:]  # as a run does that is resumed at batch `first`
+    read: dict[int, list] = {}
+    for rank in range(world):
+        for worker in range(max(1, workers)):
+            for number in range(worker, len(went_on), max(1, workers)):
+                rows = rank_rows(len(went_on[number]), rank=rank, world=world)
+                read.setdefault(number, []).append(went_on[number][rows])
+    for number, parts in read.items():
+        assert len({len(part) for part in parts}) == 1 and len(parts[0])
+        assert sorted(as_set(parts)) == sorted(as_set([plan[first + number]]))
+    assert len(read) == len(went_on)
+    taken = as_set(plan)
+    assert len(taken) == len(set(taken)) and sum(counts) - len(taken) < batch_size
+
+
+@given(counts=COUNTS, world=st.integers(1, 64), batch_size=st.integers(1, 40))
+def test_evaluation_on_ranks_takes_each_sample_once_and_repeats_the_last(counts, world, batch_size):
+    total = sum(counts)
+    plans = [evaluation_plan(counts, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+    assert len({tuple(map(len, plan)) for plan in plans}) == 1
+    rows = [as_set(plan) for plan in plans]
+    order = [rows[i % world][i // world] for i in range(world * len(rows[0]))]
+    everything = as_set([places(counts)])
+    assert order[:total] == everything and order[total:] == everything[-1:] * (len(order) - total)

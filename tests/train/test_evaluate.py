@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from lipprep.cli import main
 from lipprep.stages.shard.index import load_index
-from lipprep.train.augment import AugmentOptions
 from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan
 from lipprep.train.evaluate import (
     classify,

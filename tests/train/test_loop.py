@@ -45,20 +45,23 @@ def test_a_run_folder_holds_what_it_should(trained_run):
     assert "model" not in about["parameters"] and about["parameters"]["profile"] == "lrw2021"
 
 
-@pytest.mark.parametrize("how", ["crash", "ctrl-c", "network"])
+SIGNALS = {"ctrl-c": signal.SIGINT, "sigterm": signal.SIGTERM}
+
+
+@pytest.mark.parametrize("how", ["crash", "ctrl-c", "sigterm", "network"])
 def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, tmp_path, monkeypatch):
     settings = [*tiny, "max_steps=15", "save_every=4", "augment.mixup=0.4", "augment.time_mask=3"]
     config = load_recipe("compact", settings)
     train(config, shards=shards, run=tmp_path / "a", device="cpu")
 
-    original, run = loop._step, tmp_path / "b"
+    original, run = loop.Step.__call__, tmp_path / "b"
 
     def disturbed(*args, step, **kwargs):
         loss = original(*args, step=step, **kwargs)
         if step == 5 and how == "crash":
             raise RuntimeError("the machine went down")
-        if step == 6 and how == "ctrl-c":
-            os.kill(os.getpid(), signal.SIGINT)
+        if step == 6 and how in SIGNALS:
+            os.kill(os.getpid(), SIGNALS[how])
         return loss
 
     read, count = ShardBatches.read, itertools.count()
@@ -68,7 +71,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
             raise RemoteError(f"no answer{AGAIN}")
         return read(batches, places)
 
-    monkeypatch.setattr(loop, "_step", disturbed)
+    monkeypatch.setattr(loop.Step, "__call__", disturbed)
     monkeypatch.setattr(ShardBatches, "read", cut_off)
     message = r"^no answer\. The run is saved: go on with `--run .* --resume auto`$" if how == "network" else None
     with pytest.raises((RuntimeError, KeyboardInterrupt, RemoteError), match=message):
@@ -136,7 +139,7 @@ def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path
     assert seen == {(True, True), (False, False)}
     evaluate(run, shards=shards, device="cpu")
     assert seen == {(True, True), (False, False)}
-    resolved = {"device": "cpu", "precision": "bf16", "workers": 0}
+    resolved = {"device": "cpu", "precision": "bf16", "workers": 0, "processes": 1}
     assert load_checkpoint(run / "last.pt").config["resolved"] == resolved
     assert load_config(run / "config.yaml").resolved == resolved
 
@@ -148,14 +151,14 @@ def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path
 
 
 def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch):
-    original = loop._step
+    original = loop.Step.__call__
 
-    def broken(model, *args, **kwargs):
-        loss = original(model, *args, **kwargs)
-        next(model.parameters()).data[0] = math.nan
+    def broken(update, *args, **kwargs):
+        loss = original(update, *args, **kwargs)
+        next(update.model.parameters()).data[0] = math.nan
         return loss
 
-    monkeypatch.setattr(loop, "_step", broken)
+    monkeypatch.setattr(loop.Step, "__call__", broken)
     config = load_recipe("compact", [*tiny, "max_steps=1"])
     with pytest.raises(ValueError, match="weights after step 1 are no finite numbers"):
         train(config, shards=shards, run=tmp_path / "r", device="cpu")

@@ -1,0 +1,60 @@
+"""Going on where a checkpoint stands: what must be as it was, and what may change."""
+
+import torch
+
+from lipprep.stages.shard.index import Index
+from lipprep.train.checkpoint import Checkpoint, check_fits
+from lipprep.train.config import Config, as_plain
+from lipprep.train.metrics import warn
+
+
+def load_moments(optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
+    """Take over the moments of each weight; the settings stay this run's.
+
+    The fused kernel trusts the moments' shapes: others would read beyond the memory that they have.
+    """
+    unfit = "the checkpoint's optimizer state does not fit its model"
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = checkpoint.optimizer.get("state")
+    if state == {} and checkpoint.step == 0:
+        return
+    if not isinstance(state, dict) or set(state) != set(range(len(weights))):
+        raise ValueError(f"{unfit}: it is not that of {len(weights)} weights")
+    taken = {}
+    for number, weight in enumerate(weights):
+        kept = state[number]
+        shapes = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        if not isinstance(kept, dict) or {k: getattr(v, "shape", None) for k, v in kept.items()} != shapes:
+            raise ValueError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
+        try:
+            with torch.no_grad():
+                moments = {k: torch.empty_like(weight).copy_(kept[k]) for k in ("exp_avg", "exp_avg_sq")}
+                taken[number] = {"step": kept["step"].to(torch.float32, copy=True), **moments}
+        except RuntimeError as error:  # tensors of a kind that cannot be copied, as quantized ones
+            raise ValueError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
+    optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_resumable(checkpoint: Checkpoint, config: Config, index: Index) -> None:
+    """Raise ValueError where a run cannot go on with these shards and this config."""
+    check_fits(checkpoint, index)
+    if checkpoint.dataset != index.fingerprint:
+        raise ValueError("the shards were made anew since the checkpoint was saved: start a new run in another --run")
+    now = as_plain(config)
+    for name in ("model", "seed", "batch_size"):
+        if now[name] != checkpoint.config.get(name):
+            raise ValueError(
+                f"the run has {name}={checkpoint.config.get(name)}, not {now[name]}, and that cannot change on "
+                "its way: start a new run in another --run"
+            )
+
+
+def warn_of_changes(checkpoint: Checkpoint, resolved: dict) -> None:
+    """Say what is different from before, so that the run will not end as it would have."""
+    before = checkpoint.config.get("resolved") or {}
+    for name in ("device", "precision", "processes"):
+        if name in before and before[name] != resolved[name]:
+            warn(
+                f"the run was on {name} {before[name]} and goes on with {resolved[name]}: it will not end in the same "
+                "weights as without the change"
+            )

@@ -1,0 +1,94 @@
+"""One update of the weights: a global batch, in as many slices as there are processes and parts that each takes.
+
+A slice sees its own clips alone, and its own statistics of batch normalisation unless they are synchronised. So two
+processes do what one does with `accumulate=2`, and with `sync_batchnorm` what one does with the batch as a whole.
+"""
+
+import contextlib
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from lipprep.train.augment import cross_entropy, train_batch
+from lipprep.train.config import Config
+from lipprep.train.device import autocast
+from lipprep.train.draws import draw, partners
+from lipprep.train.epoch import rank_rows
+from lipprep.train.ranks import ALONE, Ranks
+from lipprep.train.sync_norm import synchronised
+
+
+class Step:
+    """Updates a model with one batch after another. Every random draw of a step comes from (seed, step)."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        *,
+        clips: int,
+        size: int,
+        fps: float,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """A global batch has `clips` clips, whose frames have `size` pixels a side."""
+        self.model, self._optimizer, self._config, self._ranks, self._device = model, optimizer, config, ranks, device
+        self._size, self._fps, self._clips = size, fps, clips
+        self._own = rank_rows(clips, rank=ranks.rank, world=ranks.world)
+        self._network = model
+        if ranks.world > 1:
+            self._network = DistributedDataParallel(
+                synchronised(model) if config.sync_batchnorm else model,
+                device_ids=[device] if device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+
+    def rows(self, step: int) -> np.ndarray:
+        """The clips of the global batch of a step that this process needs: its own, then those mixed with them."""
+        partner, _ = partners(self._clips, self._config.augment, seed=(self._config.seed, step))
+        if partner is None:
+            return self._own
+        return np.concatenate([self._own, np.setdiff1d(partner[self._own], self._own)])
+
+    def __call__(self, batch: dict, *, step: int, lr: float) -> torch.Tensor:
+        """Update with the clips `rows(step)`; returns the mean loss of this process's own, on the device."""
+        config, own = self._config, self._own
+        seed, rows = (config.seed, step), self.rows(step)
+        known = np.stack([batch["lengths"].numpy(), batch["durations"].numpy()], axis=1, dtype=np.float64)
+        lengths_B, durations_B = self._ranks.gather(known[: len(own)]).T
+        draws = draw(lengths_B.astype(np.int64), durations_B, config.augment, size=self._size, fps=self._fps, seed=seed)
+        video_RTSS = batch["video"].to(self._device, non_blocking=True)
+        labels_R = batch["labels"].to(self._device, non_blocking=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._device)
+        whole = config.accumulate * self._ranks.world == 1
+        for part, mine in enumerate(np.split(own, config.accumulate)):
+            last = part == config.accumulate - 1
+            number = self._ranks.rank * config.accumulate + part
+            torch.manual_seed(_seed(*seed) if whole else _seed(*seed, number))  # dropout
+            needed = mine if draws.partner is None else np.concatenate([mine, np.setdiff1d(draws.partner[mine], mine)])
+            video, labels = video_RTSS, labels_R
+            if not np.array_equal(needed, rows):
+                order = np.argsort(rows)
+                here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)]).to(self._device)
+                video, labels = video_RTSS[here], labels_R[here]
+            augmented = train_batch(video, draws, config.augment, rows=needed, wanted=len(mine))
+            quiet = contextlib.nullcontext() if last or self._ranks.world == 1 else self._network.no_sync()
+            with quiet:
+                with autocast(self._device, config.resolved["precision"]):
+                    logits_BC = self._network(augmented.x_B1THW, augmented.lengths_B)
+                loss = cross_entropy(logits_BC.float(), labels, augmented, config.label_smoothing)
+                (loss / config.accumulate).backward()
+            total += loss.detach() / config.accumulate
+        self._optimizer.step()
+        return total
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
