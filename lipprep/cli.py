@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("lipprep.pipeline.cli_verify", "verify", "Check that shards are whole, and sound clip by clip."),
     "failures": ("lipprep.pipeline.cli_status", "failures", "List the clips that failed, with cause and file."),
     "train": ("lipprep.train.cli", "train", "Train a lip reader from shards."),
+    "recipes": ("lipprep.train.cli", "recipes", "List the recipes to train with."),
     "evaluate": ("lipprep.train.cli", "evaluate", "Measure a trained lip reader on a split."),
     "predict": ("lipprep.train.cli", "predict", "Read the word in any video."),
 }

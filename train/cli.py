@@ -26,13 +26,12 @@ class Size(click.ParamType):
             self.fail(str(error))
 
 
-SHARDS = click.option(
-    "--shards",
-    required=True,
-    metavar="DIR|URL",
-    type=Place(),
-    help="Folder with the shards and their index.json, or its URL: s3://BUCKET/FOLDER.",
-)
+_SHARDS = {
+    "metavar": "DIR|URL",
+    "type": Place(),
+    "help": "Folder with the shards and their index.json, or its URL: s3://BUCKET/FOLDER.",
+}
+SHARDS = click.option("--shards", required=True, **_SHARDS)
 CACHE = click.option(
     "--cache",
     metavar="DIR",
@@ -52,7 +51,7 @@ DEVICE = click.option(
 
 @click.command(cls=Command)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@SHARDS
+@click.option("--shards", **_SHARDS)
 @CACHE
 @CACHE_SIZE
 @click.option("--recipe", metavar="NAME", help="A recipe's name, or FILE.yaml. Default: lrw_resnet18_mstcn_prelu.")
@@ -66,21 +65,23 @@ DEVICE = click.option(
 )
 @DEVICE
 @click.option("--resume", metavar="auto|PATH", help="Go on where --run stopped, or from a run or a checkpoint file.")
+@click.option("--show-config", is_flag=True, help="Print the settings, as YAML that --recipe reads, and train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON, the last one.")
 def train(
     overrides: tuple[str, ...],
-    shards: Path | RemotePath,
+    shards: Path | RemotePath | None,
     cache: Path | None,
     cache_size: int | None,
     recipe: str | None,
     run: Path | None,
     device: str,
     resume: str | None,
+    show_config: bool,
     as_json: bool,
 ) -> None:
     """Train a lip reader from shards.
 
-    KEY=VALUE replaces settings of the recipe; the run's config.yaml lists them all. Training with
+    KEY=VALUE replaces settings of the recipe; --show-config lists them all. Training with
     --resume auto goes on after a crash or Ctrl-C as if nothing had happened, and starts where there is
     nothing to go on from.
 
@@ -89,9 +90,18 @@ def train(
       lipprep train --shards shards/
       lipprep train --shards shards/ --recipe compact --run runs/small epochs=20 lr=1e-3
       lipprep train --shards shards/ --run runs/small --resume auto
+      lipprep train --recipe compact lr=1e-3 --show-config > mine.yaml
       lipprep train --shards s3://bucket/shards --cache-size 20GB
       torchrun --nproc-per-node 8 -m lipprep.train --shards shards/ --run-dir runs/large batch_size=256
     """
+    if show_config:
+        from lipprep.train.config import config_text
+        from lipprep.train.run import open_run
+
+        click.echo(config_text(open_run(run, recipe=recipe, overrides=overrides, resume=resume)[1]), nl=False)
+        return
+    if shards is None:
+        raise click.UsageError("Missing option '--shards': name the folder with the shards, or its URL.")
     _ask(shards)
     from lipprep.train.loop import train as run_training
     from lipprep.train.ranks import join
@@ -123,6 +133,29 @@ def train(
         click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")
     for path in outcome.files:
         click.echo(path)
+
+
+@click.command(cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="Print every setting of each recipe as JSON.")
+def recipes(as_json: bool) -> None:
+    """List the recipes to train with, and what each is.
+
+    \b
+    Example:
+      lipprep recipes
+      lipprep train --shards shards/ --recipe compact
+    """
+    from lipprep.train import config
+
+    if as_json:
+        known = {name: config.as_plain(config.load_recipe(name)) for name in config.recipes()}
+        click.echo(
+            json.dumps({name: {"about": config.about(name), **plain} for name, plain in known.items()}, indent=1)
+        )
+        return
+    for name in config.recipes():
+        click.echo(f"{name}{' (default)' if name == config.DEFAULT_RECIPE else ''}")
+        click.echo(click.wrap_text(config.about(name), 100, "  ", "  "))
 
 
 @click.command(cls=Command)

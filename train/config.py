@@ -1,6 +1,7 @@
 """What a training run is made of: recipes, overrides on the command line, and the types of both."""
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,13 @@ def recipes() -> list[str]:
     return sorted(p.name[:-5] for p in resources.files("lipprep.train.recipes").iterdir() if p.name.endswith(".yaml"))
 
 
+def about(recipe: str) -> str:
+    """What a recipe that comes with lipprep says of itself: the comment that its file begins with."""
+    text = (resources.files("lipprep.train.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """The recipe of a name or a FILE.yaml, with `key=value` overrides (dotted keys, YAML values) on top.
 
@@ -140,7 +148,12 @@ def as_plain(config: Config) -> dict:
 
 def save_config(config: Config, path: Path) -> None:
     """Write the config as YAML that `load_recipe` reads again."""
-    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(path, config_text(config))
+
+
+def config_text(config: Config) -> str:
+    """The config as YAML that `load_recipe` reads again."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -104,3 +105,14 @@ def test_the_trainer_is_a_module_too(shards, tiny, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "to step 1" in done.stdout
+
+
+def test_recipes_and_settings_are_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = call("recipes").stdout
+    assert "compact\n  lipprep's own small network" in listed and "lrw_resnet18_mstcn_prelu (default)" in listed
+    assert json.loads(call("recipes", "--json").stdout)["compact"]["model"]["trunk"] == "compact"
+    Path("mine.yaml").write_text(call("train", "--recipe", "compact", "lr=0.5", "--show-config").stdout)
+    again = call("train", "--recipe", "mine.yaml", "--show-config").stdout
+    assert "lr: 0.5" in again and [p.name for p in Path().iterdir()] == ["mine.yaml"]
+    assert "Missing option '--shards'" in call("train", code=2).output
