@@ -51,6 +51,14 @@ class Outcome:
     files: list[Path]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """What a run folder holds: a best.pt, and the evaluation after the checkpoint's last step."""
+
+    best: bool
+    evaluation: bool
+
+
 @dataclass
 class _Work:
     """What a run is made of, and where it stands: `done` of `total` steps, `best` validation accuracy so far.
@@ -108,8 +116,10 @@ def train(
     numbers, and, with last.pt saved, KeyboardInterrupt where Ctrl-C was pressed or SIGTERM came, and RemoteError where
     a store does not answer.
     """
+    # Asked before any rank can fail by itself: other machines may not have the folder.
+    kept = ranks.of_main(lambda: _Kept((run / BEST).is_file(), resume is not None and has_evaluation(run, resume.step)))
     with ranks.agreed():
-        work = _prepare(config, shards, run, device, resume, cache, cache_size, ranks)
+        work = _prepare(config, shards, device, resume, kept, cache, cache_size, ranks)
     config, index, total, per_epoch = work.config, work.index, work.total, work.per_epoch
     if ranks.main:
         run.mkdir(parents=True, exist_ok=True)
@@ -144,8 +154,10 @@ def train(
         unseen.clear()
         return values
 
-    def stop() -> None:
-        look()
+    def rescue() -> None:
+        """Save where this rank fails: alone, for what the others do meanwhile is not known."""
+        if ranks.world == 1:
+            look()
         save(LAST)
 
     started = time.monotonic()
@@ -155,7 +167,7 @@ def train(
     silent = None if ranks.main else True
     bar = tqdm(total=total, initial=work.done, unit="step", desc="train", disable=silent, dynamic_ncols=True)
     writing = Metrics(run, step=work.done) if ranks.main else NoMetrics()
-    with bar, writing as metrics, _interrupted() as pressed, _resumable(run, stop):
+    with bar, writing as metrics, _interrupted() as pressed, _resumable(run, rescue, ranks):
 
         def validate() -> None:
             epoch = -(-work.done // per_epoch)
@@ -206,7 +218,8 @@ def train(
                 validate()
             since = time.monotonic()  # saving and validating are not training
         if work.done < total:
-            stop()
+            look()
+            save(LAST)
     if work.done < total:
         raise KeyboardInterrupt
     files = [run / name for name in (CONFIG, METRICS, LAST, BEST) if (run / name).is_file()]
@@ -216,9 +229,9 @@ def train(
 def _prepare(
     config: Config,
     shards: Path | RemotePath,
-    run: Path,
     device: str,
     resume: Checkpoint | None,
+    kept: _Kept,
     cache: Path | None,
     cache_size: int | None,
     ranks: Ranks,
@@ -226,8 +239,8 @@ def _prepare(
     """All that can be told to be wrong before the first step is, here."""
     index = load_index(shards)
     read = [s for s in index.shards if s.split in ("train", "val")]
-    kept = open_cache(shards, read, folder=cache, size=cache_size)
-    batches = ShardBatches(shards, index, "train", cache=kept)
+    blocks = open_cache(shards, read, folder=cache, size=cache_size)
+    batches = ShardBatches(shards, index, "train", cache=blocks)
     parts = ranks.world * config.accumulate
     if config.batch_size % parts:
         raise ValueError(
@@ -256,7 +269,7 @@ def _prepare(
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     val = None
     if any(s.split == "val" and s.samples for s in index.shards):
-        val = ShardBatches(shards, index, "val", cache=kept)
+        val = ShardBatches(shards, index, "val", cache=blocks)
     elif ranks.main:
         tqdm.write(f"the shards have no split val: accuracy is not measured and no {BEST} is kept")
     workers = default_workers(where, beside=ranks.beside) if config.workers is None else config.workers
@@ -271,11 +284,9 @@ def _prepare(
         load_weights(model, resume)
         load_moments(optimizer, resume)
         work.done = done = resume.step
-        validated = (run / BEST).is_file(), has_evaluation(run, done)
-        kept_best, evaluated = ranks.of_main(lambda: validated)
-        work.best = resume.best if kept_best else None
+        work.best = resume.best if kept.best else None
         # A run that was killed while it validated does so first.
-        work.owed = val is not None and done > 0 and (done % per_epoch == 0 or done == total) and not evaluated
+        work.owed = val is not None and done > 0 and (done % per_epoch == 0 or done == total) and not kept.evaluation
         if done >= total and not work.owed:
             raise ValueError(f"the run has all of its {total} steps: epochs= or max_steps= would train it further")
     return work
@@ -332,14 +343,15 @@ def _check_weights(model: torch.nn.Module, *, step: int) -> None:
 
 
 @contextlib.contextmanager
-def _resumable(run: Path, stop: Callable[[], None]) -> Iterator[None]:
-    """Where a store stops answering, call `stop` and say how to go on."""
+def _resumable(run: Path, stop: Callable[[], None], ranks: Ranks) -> Iterator[None]:
+    """Where a store stops answering, save by `stop` and say how to go on."""
     try:
         yield
     except RemoteError as error:
         stop()
         why = str(error).removesuffix(AGAIN)
-        raise RemoteError(f"{why}. The run is saved: go on with `--run {run} --resume auto`") from error
+        saved = "The run is saved: go on" if ranks.main else "Go on from where the run was saved last,"
+        raise RemoteError(f"{why}. {saved} with `--run {run} --resume auto`") from error
 
 
 @contextlib.contextmanager

@@ -146,6 +146,25 @@ ShardBatches.read = fails
     assert max(row["top1"] for row in rows if "split" in row) == a.best
 
 
+def test_a_store_that_is_lost_to_one_ends_all(shards, tiny, tmp_path):
+    code = """
+import os
+from lipprep.stages.store import AGAIN, RemoteError
+from lipprep.train.loader import ShardBatches
+read, calls = ShardBatches.read, []
+def fails(batches, places):
+    calls.append(None)
+    if len(calls) == 3 and os.environ["RANK"] == "0":
+        raise RemoteError(f"no answer{AGAIN}")
+    return read(batches, places)
+ShardBatches.read = fails
+"""
+    done = end(start(arguments(shards, tmp_path / "a", *tiny, *EXACT), world=2, code=code))
+    assert [status for status, _, _ in done] == [1, 1], done
+    assert "no answer. The run is saved" in done[0][2] and "lost one of them" in done[1][2]
+    assert load_checkpoint(tmp_path / "a" / "last.pt").step == 2
+
+
 def test_what_is_wrong_for_all_is_told_once(shards, tiny, tmp_path):
     done = end(start(arguments(shards, tmp_path / "a", *tiny, *EXACT, "batch_size=9"), world=2))
     assert [status for status, _, _ in done] == [1, 1]
