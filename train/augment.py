@@ -19,12 +19,12 @@ from lipprep.train.draws import AugmentOptions, Draws, check_size
 
 @dataclass(frozen=True)
 class AugmentedBatch:
-    """Clips ready for the network, and how their labels mix: lam * own + (1 - lam) * partner's."""
+    """Clips ready for the network, and how their labels mix: share * own + (1 - share) * partner's."""
 
     x_B1THW: Tensor  # float32, exactly zero after each clip's length
     lengths_B: Tensor  # int64, frames, on the device of x
-    partner_B: Tensor | None  # int64, rows of the batch that was given, on the device of x; None without mixup
-    lam: float
+    partner_B: Tensor | None  # int64, rows of the batch that was given, on the device of x; None without mixing
+    share_B: Tensor  # float32, on the device of x
 
 
 def train_batch(
@@ -34,12 +34,14 @@ def train_batch(
     *,
     rows: np.ndarray | None = None,
     wanted: int | None = None,
+    frames: int | None = None,
 ) -> AugmentedBatch:
     """Do to a batch, `video_RTHW` uint8, what was drawn for it.
 
     In this order: variable length, random crop with any affine change, flip, normalisation, light, mean frame, time
-    mask (filled with the mean of the clip's own frames), zero padding, mixup. T shrinks to the longest clip that is
-    left of the global batch. A mixed pair is as long as its longer clip, so that neither is cut.
+    mask (filled with the mean of the clip's own frames), erasing (filled with 0), zero padding, mixup or cutmix. T is
+    `frames`, or that of the longest clip that is left of the global batch. With mixup a pair is as long as its longer
+    clip, so that neither is cut; with cutmix each keeps its length.
 
     Of a part of a global batch, `rows` (R,) are its clips' numbers in there. The first `wanted` of them come out, the
     others are here as their partners.
@@ -49,7 +51,7 @@ def train_batch(
     size = check_size(video_RTHW, options)
     rows = np.arange(len(video_RTHW)) if rows is None else rows
     wanted = len(rows) if wanted is None else wanted
-    mine, frames = draws.of(rows), int(draws.lengths.max())
+    mine, frames = draws.of(rows), frames or int(draws.lengths.max())
     lengths = mine.lengths
     assert (lengths >= 1).all() and (mine.starts + lengths <= video_RTHW.shape[1]).all()
     if mine.theta is not None:
@@ -59,15 +61,21 @@ def train_batch(
     x_RTHW = _normalise(cropped_RTHW, lengths, mine.gain, mine.bias, options)
     if mine.mask_widths.any():
         _mask_time(x_RTHW, lengths, mine.mask_starts, mine.mask_widths)
+    if mine.erased.any():
+        _erase(x_RTHW, mine.erased)
+    share_B = _to(mine.share[:wanted].astype(np.float32), x_RTHW)
     if mine.partner is None:
-        return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, 1.0)
+        return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, share_B)
     places = np.full(len(draws.lengths), -1)
     places[rows] = np.arange(len(rows))
     partner = places[mine.partner[:wanted]]
     assert (partner >= 0).all()
     at = _to(partner, x_RTHW)
+    if draws.lam == 1:
+        x_BTHW = _splice(x_RTHW, partner, mine)
+        return AugmentedBatch(x_BTHW[:, None], _to(lengths[:wanted], x_RTHW), at, share_B)
     x_BTHW = x_RTHW[:wanted].lerp(x_RTHW[at], 1 - draws.lam)
-    return AugmentedBatch(x_BTHW[:, None], _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW), at, draws.lam)
+    return AugmentedBatch(x_BTHW[:, None], _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW), at, share_B)
 
 
 def eval_batch(video_BTHW: Tensor, lengths_B: Tensor, options: AugmentOptions) -> Tensor:
@@ -87,11 +95,23 @@ def cross_entropy(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch, label
 
     `labels_R` are of the clips that were given, of which those of the logits come first.
     """
-    own = functional.cross_entropy(logits, labels_R[: len(logits)], label_smoothing=label_smoothing)
+    own = labels_R[: len(logits)]
     if batch.partner_B is None:
-        return own
-    others = functional.cross_entropy(logits, labels_R[batch.partner_B], label_smoothing=label_smoothing)
-    return batch.lam * own + (1 - batch.lam) * others
+        return functional.cross_entropy(logits, own, label_smoothing=label_smoothing)
+    own_B, others_B = (
+        functional.cross_entropy(logits, labels_B, label_smoothing=label_smoothing, reduction="none")
+        for labels_B in (own, labels_R[batch.partner_B])
+    )
+    return others_B.lerp(own_B, batch.share_B).mean()
+
+
+def correct(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch) -> Tensor:
+    """The part of the batch that was read right, a scalar; of a mixed clip, as much as is of the word that was read."""
+    answers_B = logits.argmax(1)
+    own_B = (answers_B == labels_R[: len(logits)]).float()
+    if batch.partner_B is None:
+        return own_B.mean()
+    return (answers_B == labels_R[batch.partner_B]).float().lerp(own_B, batch.share_B).mean()
 
 
 def _to(values: np.ndarray, like: Tensor) -> Tensor:
@@ -155,6 +175,26 @@ def _mask_time(x_RTHW: Tensor, lengths: np.ndarray, starts: np.ndarray, widths: 
     mean_R = x_RTHW.mean((1, 2, 3)) * _to(x_RTHW.shape[1] / lengths.astype(np.float32), x_RTHW)
     clips = _to(masked_RT.nonzero()[0], x_RTHW)
     _fill_frames(x_RTHW, masked_RT, mean_R[clips][:, None, None])
+
+
+def _erase(x_RTHW: Tensor, erased: np.ndarray) -> None:
+    """Blank a rectangle of each clip, in place."""
+    height, width = x_RTHW.shape[2:]
+    top, left, tall, wide = erased.T[:, :, None]
+    rows_RH = (np.arange(height) >= top) & (np.arange(height) < top + tall)
+    columns_RW = (np.arange(width) >= left) & (np.arange(width) < left + wide)
+    x_RTHW.masked_fill_(_to(rows_RH[:, None, :, None] & columns_RW[:, None, None, :], x_RTHW), 0.0)
+
+
+def _splice(x_RTHW: Tensor, partner: np.ndarray, draws: Draws) -> Tensor:
+    """The first clips, (B, T, H, W), a stretch of each from its partner: one copy of whole frames."""
+    num_frames = x_RTHW.shape[1]
+    frames = np.arange(num_frames)
+    starts, stops = draws.cut_starts[:, None], (draws.cut_starts + draws.cut_widths)[:, None]
+    cut_BT = ((frames >= starts) & (frames < stops))[: len(partner)]
+    clips_BT = np.where(cut_BT, partner[:, None], np.arange(len(partner))[:, None])
+    positions = _to((clips_BT * num_frames + frames).ravel(), x_RTHW)
+    return x_RTHW.flatten(0, 1).index_select(0, positions).unflatten(0, cut_BT.shape)
 
 
 def _fill_frames(x_BTHW: Tensor, chosen_BT: np.ndarray, value: Tensor | float) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints: tensors and plain containers, so that a file from anywhere can be opened without running code.
 
-Every random draw of a run is a function of (seed, step), so a checkpoint needs no generator's state to go on
-to the bit.
+Every random draw of a run is a function of (seed, step), and so is the learning rate: a checkpoint needs no state of
+generators or schedule to go on to the bit.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from lipprep.stages.untrusted import check_file, is_file, printable
 from lipprep.train.metrics import warn
 from lipprep.train.models import build
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2  # 1 had neither ema, scaler nor versions
 LAST, BEST = "last.pt", "best.pt"
 # All that pickles of state dicts name. torch would also read bytearray, Tensor and others, which take memory as asked.
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
@@ -36,7 +36,8 @@ class Checkpoint:
 
     `step` steps are done in all, `batch` batches of `epoch` (from 0). `best` is the best validation accuracy
     so far, None before the first. `parameters` are those that the training crops were made with, and
-    `dataset` is the fingerprint of the shards.
+    `dataset` is the fingerprint of the shards. `ema` is the moving average of the weights, None without one, and
+    `scaler` the state of fp16's gradient scaler. `versions` are of what it was trained with.
     """
 
     model: dict[str, Any] = field(repr=False)
@@ -50,6 +51,14 @@ class Checkpoint:
     parameters: dict[str, Any]
     fps: float
     dataset: str
+    ema: dict[str, Any] | None = field(default=None, repr=False)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The weights to read with: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema
 
     @property
     def profile(self) -> str:
@@ -62,7 +71,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     state = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)}
     with replacing(path) as file:
         torch.save({"lipprep_checkpoint": CHECKPOINT_VERSION, **state}, file)
-    del state["model"], state["optimizer"]
+    del state["model"], state["optimizer"], state["ema"], state["scaler"]
     write_text(Path(path).with_suffix(".json"), json.dumps(state, indent=1) + "\n")
 
 
@@ -182,10 +191,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     if not isinstance(state, dict) or "lipprep_checkpoint" not in state:
         raise ValueError(f"{name} is no checkpoint of lipprep")
-    if (version := state.pop("lipprep_checkpoint")) != CHECKPOINT_VERSION:
-        raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads {CHECKPOINT_VERSION}")
+    version = state.pop("lipprep_checkpoint")
+    if type(version) is not int or not 1 <= version <= CHECKPOINT_VERSION:
+        raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads 1 to {CHECKPOINT_VERSION}")
+    if version == 1:
+        state = {**state, "ema": None, "scaler": {}, "versions": {}}
     fields = {"model": dict, "optimizer": dict, "config": dict, "parameters": dict, "labels": list, "dataset": str}
     fields |= {"step": int, "epoch": int, "batch": int, "fps": float, "best": float | None}
+    fields |= {"ema": dict | None, "scaler": dict, "versions": dict}
     wrong = [field for field, kind in fields.items() if field not in state or not isinstance(state[field], kind)]
     wrong += sorted(set(state) - set(fields))
     wrong = wrong or [field for field in ("step", "epoch", "batch") if not 0 <= state[field] < _MAX_STEPS]
@@ -199,7 +212,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{name} is a damaged checkpoint (parameters: {printable(error)})") from error
     try:
-        _check_model(state["config"].get("model", {}), state["model"], num_classes=len(state["labels"]))
+        for weights in (state["model"], state["ema"]):
+            if weights is not None:
+                _check_model(state["config"].get("model", {}), weights, num_classes=len(state["labels"]))
     except ValueError as error:
         raise ValueError(f"{name} is a damaged checkpoint ({printable(error)})") from error
     return Checkpoint(**state)

@@ -1,5 +1,6 @@
 """The commands train, evaluate and predict. What is slow to import is imported when a command runs."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -65,6 +66,11 @@ DEVICE = click.option(
 )
 @DEVICE
 @click.option("--resume", metavar="auto|PATH", help="Go on where --run stopped, or from a run or a checkpoint file.")
+@click.option("--overfit", metavar="N", type=click.IntRange(1), help="Learn N clips by heart, to see that it can.")
+@click.option("--dry-run", is_flag=True, help="One batch through everything: print its times and memory, keep nothing.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out clips that cannot be read, up to 0.1 % of them.")
+@click.option("--other-shards", is_flag=True, help="Resume although these are not the shards that the run began with.")
+@click.option("--trace", is_flag=True, help="Write RUN/trace.json, for Perfetto: what a step spends its time on.")
 @click.option("--show-config", is_flag=True, help="Print the settings, as YAML that --recipe reads, and train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as one line of JSON, the last one.")
 def train(
@@ -76,6 +82,11 @@ def train(
     run: Path | None,
     device: str,
     resume: str | None,
+    overfit: int | None,
+    dry_run: bool,
+    skip_corrupt: bool,
+    other_shards: bool,
+    trace: bool,
     show_config: bool,
     as_json: bool,
 ) -> None:
@@ -90,10 +101,15 @@ def train(
       lipprep train --shards shards/
       lipprep train --shards shards/ --recipe compact --run runs/small epochs=20 lr=1e-3
       lipprep train --shards shards/ --run runs/small --resume auto
+      lipprep train --shards shards/ --dry-run
       lipprep train --recipe compact lr=1e-3 --show-config > mine.yaml
       lipprep train --shards s3://bucket/shards --cache-size 20GB
       torchrun --nproc-per-node 8 -m lipprep.train --shards shards/ --run-dir runs/large batch_size=256
     """
+    if overfit is not None:
+        from lipprep.train.config import overfitting
+
+        overrides = (*overfitting(overfit), *overrides)
     if show_config:
         from lipprep.train.config import config_text
         from lipprep.train.run import open_run
@@ -107,6 +123,14 @@ def train(
     from lipprep.train.ranks import join
     from lipprep.train.run import open_run
 
+    kept = {"cache": cache, "cache_size": cache_size, "skip_corrupt": skip_corrupt, "other_shards": other_shards}
+    if dry_run:
+        from lipprep.train.rehearse import rehearse, told
+
+        _, config, checkpoint = open_run(run if resume else None, recipe=recipe, overrides=overrides, resume=resume)
+        rehearsal = rehearse(config, shards=shards, device=device, resume=checkpoint, **kept)
+        click.echo(json.dumps(dataclasses.asdict(rehearsal)) if as_json else "\n".join(told(rehearsal)))
+        return
     with join(device) as ranks:
         folder, config, checkpoint = ranks.of_main(
             lambda: open_run(run, recipe=recipe, overrides=overrides, resume=resume)
@@ -114,8 +138,8 @@ def train(
         if resume == "auto" and checkpoint is None and ranks.main:
             click.echo(f"nothing to resume in {folder}: starting from the beginning")
         try:
-            kept = {"cache": cache, "cache_size": cache_size, "ranks": ranks}
-            outcome = run_training(config, shards=shards, run=folder, device=device, resume=checkpoint, **kept)
+            kept |= {"device": device, "trace": trace, "ranks": ranks}
+            outcome = run_training(config, shards=shards, run=folder, resume=checkpoint, **kept)
         except KeyboardInterrupt:
             if ranks.main:
                 again = f"lipprep train --shards {shards} --run {folder} --resume auto"
@@ -125,10 +149,15 @@ def train(
         return
     if as_json:
         files = [str(path) for path in outcome.files]
-        plain = {"steps": outcome.steps, "best_val_top1": outcome.best, "seconds": outcome.seconds, "files": files}
-        click.echo(json.dumps(plain))
+        plain = {"steps": outcome.steps, "best_val_top1": outcome.best, "seconds": outcome.seconds}
+        click.echo(json.dumps({**plain, "ended": outcome.ended, "files": files}))
         return
     click.echo(f"trained to step {outcome.steps} in {outcome.seconds / 60:.1f} minutes")
+    if outcome.ended == "max_time":
+        click.echo(f"max_time is over; to go on: lipprep train --shards {shards} --run {folder} --resume auto")
+    if config.overfit:
+        learnt = "they are learnt" if outcome.ended == "learned" else "they are not learnt: look at lr, data and labels"
+        click.echo(f"{config.overfit} clips by heart: {learnt}")
     if outcome.best is not None:
         click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")
     for path in outcome.files:

@@ -29,11 +29,19 @@ class Config:
     meant for. `warmup` is the part of all steps in which the rate rises linearly; from there it falls as a
     cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
     `batch_size` clips of all processes together make a step; each process takes its part of them in `accumulate`
-    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. `save_every`
-    counts steps; without it, last.pt is saved after every epoch only. `workers` are processes that read and
-    decode; without it, the device and the number of cores decide. `precision` auto is bf16 autocast on CUDA and
-    on CPUs with bf16 instructions, fp32 elsewhere, in training steps; all else runs in fp32 unless `precision`
-    is bf16. `resolved` is what a run made of its settings: device, precision, workers, processes.
+    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. Gradients are shortened
+    to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the weights (0: none), which is
+    then what is validated, evaluated and used to read. `init_from` is a run or a checkpoint whose weights a run
+    begins with, as far as their names and shapes agree. `overfit` is the number of clips that are trained on and
+    validated on, so that a network that cannot learn is found in minutes.
+
+    `eval_every` and `save_every` count steps; without them, a run validates and saves last.pt after every epoch.
+    `keep_every` steps a checkpoint is kept as step-N.pt. `max_time` is in seconds, of each start of the run: after it,
+    the run saves and ends, and can go on. `workers` are processes that read and decode; without it, the device and
+    the number of cores decide. `precision` is that of autocast in training steps, where auto is what was measured to
+    be fastest on the device (`lipprep.train.device.training_precision`); all else runs in fp32 unless `precision` says
+    otherwise. With `compile` the network goes through torch.compile, and all batches are padded to one length.
+    `resolved` is what a run made of its settings: device, precision, workers, processes.
     """
 
     recipe: str
@@ -50,17 +58,26 @@ class Config:
     label_smoothing: float = 0.0
     accumulate: int = 1
     sync_batchnorm: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    clip_norm: float | None = None
+    ema: float = 0.0
+    init_from: str | None = None
+    overfit: int | None = None
+    max_time: float | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
     workers: int | None = None
     log_every: int = 20
+    eval_every: int | None = None
     save_every: int | None = None
+    keep_every: int | None = None
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
-        for name in ("epochs", "max_steps", "batch_size", "accumulate", "log_every", "save_every"):
+        counts = ("epochs", "max_steps", "batch_size", "accumulate", "overfit", "log_every")
+        for name in (*counts, "eval_every", "save_every", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")
@@ -68,11 +85,22 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, it must not be negative")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, it must be greater than 0")
-        for name in ("warmup", "label_smoothing"):
+        for name in ("lr", "clip_norm", "max_time"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, it must be greater than 0")
+        for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
+
+
+def overfitting(clips: int) -> list[str]:
+    """The overrides with which a network is to learn `clips` clips by heart: nothing by chance, nothing in its way."""
+    chance = ("random_crop", "variable_length", "flip", "mixup", "cutmix", "time_mask", "erasing")
+    chance += ("gain", "bias", "scale", "aspect", "rotation", "shift")
+    still = {f"augment.{name}": 0 for name in chance} | {"model.head.dropout": 0, "label_smoothing": 0, "ema": 0}
+    still |= {"overfit": clips, "epochs": 100_000, "max_steps": 300, "eval_every": 25, "save_every": 100}
+    return [f"{name}={value}" for name, value in still.items()]
 
 
 def recipes() -> list[str]:

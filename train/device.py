@@ -37,16 +37,24 @@ def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device
     return device
 
 
-def training_precision(device: torch.device, precision: str) -> str:
-    """What `auto` means for training steps: bf16 on CUDA and on CPUs that have it, else fp32."""
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" or _cpu_has_bf16(device) else "fp32"
-    return precision
+def training_precision(device: torch.device, precision: str, model: nn.Module) -> str:
+    """What `auto` means for training steps: bf16 on CUDA and on CPUs that have it, else fp32.
+
+    On CPUs, networks with depthwise convolutions, which take several times as long in bf16, get fp32 (benchmarks/
+    RESULTS.md). A rule, and no measurement at the start of a run, so that two runs do the same.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        depthwise = any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules())
+        return "bf16" if _cpu_has_bf16(device) and not depthwise else "fp32"
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context to run a model in: bf16 where `precision` is just that, else fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    """The context to run a model in: bf16 or fp16 where `precision` is just that, else fp32."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, kinds[precision]) if precision in kinds else contextlib.nullcontext()
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:
@@ -74,14 +82,14 @@ def new_model(config: Mapping, *, num_classes: int) -> nn.Module:
 def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The model of a checkpoint, in evaluation mode. Raises ValueError where config and weights disagree."""
     model = new_model(checkpoint.config.get("model", {}), num_classes=len(checkpoint.labels))
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint.weights)
     return place(model, device).eval()
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy a checkpoint's weights into a model of the same form; ValueError where the forms differ."""
     try:
-        model.load_state_dict(checkpoint.model)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"the checkpoint's weights do not fit the model of its config: {reason}") from error

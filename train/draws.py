@@ -22,18 +22,22 @@ class AugmentOptions:
 
     `gain` and `bias` change each clip's light: x becomes (1 ± gain) x ± bias, in normalised units. With
     `subtract_mean_frame` each clip loses the mean of its frames, pixel by pixel, and what is left, the
-    movement, is multiplied by `mean_frame_gain`; `bias` then cancels out.
+    movement, is multiplied by `mean_frame_gain`; `bias` then cancels out. Where both `mixup` and `cutmix` are on, a
+    coin decides for each batch which of them is done to it.
     """
 
     crop_size: int = 88  # pixels
+    random_crop: bool = True  # else it is cut from the centre
     mean: float = 0.421  # of LRW's mouth crops, in units of white
     std: float = 0.165
     flip: float = 0.5  # probability
     mixup: float = 0.4  # alpha of Beta(alpha, alpha)
+    cutmix: float = 0.0  # the same, for the part of a clip that is cut out in time and filled from another
     time_mask: int = 15  # the mask is shorter than this many frames
     variable_length: bool = True
     subtract_mean_frame: bool = False
     mean_frame_gain: float = 3.0
+    erasing: float = 0.0  # probability that a rectangle is blanked, the same in all frames
     gain: float = 0.0
     bias: float = 0.0
     scale: float = 0.0  # 0.1: the mouth is 0.9 to 1.1 times as large
@@ -45,9 +49,9 @@ class AugmentOptions:
         for name, value in dataclasses.asdict(self).items():
             if not math.isfinite(value):
                 raise ValueError(f"{name} is {value}: it must be a finite number")
-        if self.crop_size < 1 or self.std <= 0 or not 0 <= self.flip <= 1:
-            raise ValueError("crop_size and std must be positive, and flip a probability")
-        for name in ("mixup", "time_mask", "gain", "bias", "rotation", "shift"):
+        if self.crop_size < 1 or self.std <= 0 or not 0 <= self.flip <= 1 or not 0 <= self.erasing <= 1:
+            raise ValueError("crop_size and std must be positive, flip and erasing probabilities")
+        for name in ("mixup", "cutmix", "time_mask", "gain", "bias", "rotation", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
         for name in ("scale", "aspect"):
@@ -65,8 +69,10 @@ class Draws:
 
     `starts` and `lengths` (B,) int64 are the stretch that is kept of each clip, in frames; `top` and `left` (B,) the
     crop's corner in pixels, `flipped` (B,) bool, `theta` (B, 2, 3) the affine way from crop to frame (None: there is
-    none), `gain` and `bias` (B,) the light, `mask_starts` and `mask_widths` (B,) the time mask in frames. `partner`
-    (B,) is the clip that each is mixed with, None without mixup: `lam` of its own, the rest of the partner.
+    none), `gain` and `bias` (B,) the light, `mask_starts` and `mask_widths` (B,) the time mask in frames, `erased`
+    (B, 4) int64 the top, left, height and width in pixels of what is blanked. `partner` (B,) is the clip that each is
+    mixed with, None without mixing: each pixel is `lam` of its own and the rest of the partner's, and `cut_widths` (B,)
+    frames from `cut_starts` (B,) on are wholly the partner's. `share` (B,) is how much of the label is its own.
     """
 
     starts: np.ndarray
@@ -79,8 +85,12 @@ class Draws:
     bias: np.ndarray
     mask_starts: np.ndarray
     mask_widths: np.ndarray
+    erased: np.ndarray
     partner: np.ndarray | None
     lam: float
+    cut_starts: np.ndarray
+    cut_widths: np.ndarray
+    share: np.ndarray
 
     def of(self, rows: np.ndarray) -> "Draws":
         """The same of the clips `rows` (R,) alone; partners keep the numbers that they have in the whole batch."""
@@ -121,7 +131,10 @@ def draw(
     starts, lengths = np.zeros(count, np.int64), lengths_B
     if options.variable_length:
         starts, lengths = _variable_length(lengths, durations_B, fps, _generator(seed, "variable_length"))
-    top, left = _generator(seed, "crop").integers(0, size - options.crop_size + 1, (2, count))
+    spare = size - options.crop_size
+    top, left = _generator(seed, "crop").integers(0, spare + 1, (2, count))
+    if not options.random_crop:
+        top, left = np.full((2, count), spare // 2)
     flipped = _generator(seed, "flip").random(count) < options.flip
     theta = None
     if options.is_affine:
@@ -132,19 +145,56 @@ def draw(
     mask_starts, mask_widths = np.zeros((2, count), np.int64)
     if options.time_mask:
         mask_starts, mask_widths = _time_mask(lengths, options.time_mask, _generator(seed, "time_mask"))
-    partner, lam = partners(count, options, seed=seed)
-    return Draws(starts, lengths, top, left, flipped, theta, gain, bias, mask_starts, mask_widths, partner, lam)
+    erased = np.zeros((count, 4), np.int64)
+    if options.erasing:
+        erased = _erasing(count, options.crop_size, options.erasing, _generator(seed, "erasing"))
+    partner, lam, random = _mixing(count, options, seed=seed)
+    cut_starts, cut_widths = np.zeros((2, count), np.int64)
+    share = np.full(count, lam)
+    if partner is not None and random is not None:
+        cut_starts, cut_widths = _cut(lengths, partner, lam, random)
+        lam, share = 1.0, 1 - cut_widths / lengths
+    return Draws(
+        starts=starts,
+        lengths=lengths,
+        top=top,
+        left=left,
+        flipped=flipped,
+        theta=theta,
+        gain=gain,
+        bias=bias,
+        mask_starts=mask_starts,
+        mask_widths=mask_widths,
+        erased=erased,
+        partner=partner,
+        lam=lam,
+        cut_starts=cut_starts,
+        cut_widths=cut_widths,
+        share=share,
+    )
 
 
-def partners(count: int, options: AugmentOptions, *, seed: tuple[int, int]) -> tuple[np.ndarray | None, float]:
-    """Which of `count` clips each is mixed with, and its own part lam; (None, 1) without mixup (Zhang et al. 2018).
+def partners(count: int, options: AugmentOptions, *, seed: tuple[int, int]) -> np.ndarray | None:
+    """Which of `count` clips each is mixed with, (count,); None without mixup and cutmix.
 
     Known before the batch is read, so that a process that has a part of it can read the partners, too.
     """
-    if not options.mixup:
-        return None, 1.0
-    random = _generator(seed, "mixup")
-    return random.permutation(count), float(random.beta(options.mixup, options.mixup))
+    return _mixing(count, options, seed=seed)[0]
+
+
+def _mixing(
+    count: int, options: AugmentOptions, *, seed: tuple[int, int]
+) -> tuple[np.ndarray | None, float, np.random.Generator | None]:
+    """Partners, what is kept of each clip, and, where it is cut in time, the generator to draw where.
+
+    One lam for all, and partners by a permutation (mixup: Zhang et al. 2018; cutmix: Yun et al. 2019).
+    """
+    if not options.mixup and not options.cutmix:
+        return None, 1.0, None
+    cuts = not options.mixup or (options.cutmix and _generator(seed, "mix").random() < 0.5)
+    random = _generator(seed, "cutmix" if cuts else "mixup")
+    alpha = options.cutmix if cuts else options.mixup
+    return random.permutation(count), float(random.beta(alpha, alpha)), random if cuts else None
 
 
 def _generator(seed: tuple[int, int], name: str) -> np.random.Generator:
@@ -169,6 +219,32 @@ def _time_mask(lengths: np.ndarray, limit: int, random: np.random.Generator) -> 
     widths = random.integers(0, limit, len(lengths))
     widths[widths >= lengths] = 0
     return random.integers(0, lengths - widths, endpoint=True), widths
+
+
+def _cut(
+    lengths: np.ndarray, partner: np.ndarray, lam: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """First frame and width of what the partner fills, where both clips have frames."""
+    both = np.minimum(lengths, lengths[partner])
+    widths = np.rint((1 - lam) * both).astype(np.int64)
+    return random.integers(0, both - widths, endpoint=True), widths
+
+
+def _erasing(count: int, size: int, probability: float, random: np.random.Generator) -> np.ndarray:
+    """(B, 4): rectangles of 2 to 33 % of the area, 0.3 to 3.3 times as high as wide (Zhong et al. 2020).
+
+    As torchvision has it: ten tries to draw one that is smaller than the picture, else none.
+    """
+    chosen = random.random(count) < probability
+    area = size * size * random.uniform(0.02, 0.33, (10, count))
+    ratio = np.exp(random.uniform(math.log(0.3), math.log(3.3), (10, count)))
+    height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (height < size) & (width < size)
+    first = fits.argmax(0), np.arange(count)
+    chosen &= fits.any(0)
+    height, width = (np.where(chosen, side[first], 0).astype(np.int64) for side in (height, width))
+    top, left = (random.integers(0, size - side, endpoint=True) for side in (height, width))
+    return np.stack([top, left, height, width], axis=1)
 
 
 def _affine(

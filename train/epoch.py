@@ -44,9 +44,9 @@ def training_plan(counts: Sequence[int], *, seed: int, epoch: int, batch_size: i
     return np.split(shuffled[:whole], whole // batch_size)
 
 
-def evaluation_plan(counts: Sequence[int], *, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
-    """All samples once, in order, in batches of `batch_size` and a last one of what remains; a rank's part of them."""
-    ordered = rank_places(counts, rank=rank, world=world)
+def evaluation_plan(ordered: np.ndarray, *, batch_size: int, rank: int = 0, world: int = 1) -> list[np.ndarray]:
+    """The places (samples, 2) in order, in batches of `batch_size` and a last one of what remains; a rank's part."""
+    ordered = rank_places(ordered, rank=rank, world=world)
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
 
 
@@ -56,12 +56,11 @@ def rank_rows(count: int, *, rank: int, world: int) -> np.ndarray:
     return np.arange(rank * share, (rank + 1) * share)
 
 
-def rank_places(counts: Sequence[int], *, rank: int, world: int) -> np.ndarray:
-    """The samples of a split that a rank evaluates, (ceil(samples / world), 2): as many on each.
+def rank_places(ordered: np.ndarray, *, rank: int, world: int) -> np.ndarray:
+    """Of the places (samples, 2) those that a rank evaluates, (ceil(samples / world), 2): as many on each.
 
     The last one is repeated where there are too few. What the ranks say of row i, one rank after another, is of
     samples `world * i`, `world * i + 1` and so on; what is beyond the last one counts for nothing.
     """
-    ordered = places(counts)
     short = -len(ordered) % world
     return np.concatenate([ordered, ordered[len(ordered) - 1 :].repeat(short, axis=0)])[rank::world]

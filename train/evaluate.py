@@ -26,7 +26,7 @@ from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoin
 from lipprep.train.config import config_from
 from lipprep.train.device import autocast, choose_device, load_model
 from lipprep.train.draws import AugmentOptions
-from lipprep.train.epoch import evaluation_plan
+from lipprep.train.epoch import evaluation_plan, places
 from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
 
 Z95 = 1.959964  # the two-sided 95 % point of the normal distribution
@@ -164,7 +164,7 @@ def evaluate(
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)
     model = load_model(checkpoint, where)
-    plan = evaluation_plan(batches.counts, batch_size=batch_size or config.batch_size)
+    plan = evaluation_plan(places(batches.counts), batch_size=batch_size or config.batch_size)
     workers = default_workers(where) if config.workers is None else config.workers
     loader = BatchLoader(batches, plan, workers=workers, pin_memory=where.type == "cuda")
     logits_NC, labels_N, _ = classify(model, loader, options=config.augment, device=where, precision=config.precision)

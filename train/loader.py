@@ -7,6 +7,7 @@ worker decodes what another one needs. Which worker reads a batch changes nothin
 Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 """
 
+import hashlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.remote import RemotePath, place, signature
 from lipprep.stages.shard.index import Index
 from lipprep.stages.shard.reader import read_range, read_samples
 from lipprep.stages.store import RemoteError
@@ -31,19 +32,44 @@ class ShardBatches(Dataset):
     """The batches of one split, indexed by arrays of places, (B, 2) int64.
 
     A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
-    frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, and `keys`, a list.
+    frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, `keys`, a list, and
+    `damaged`, a dictionary of rows: the place of a clip that cannot be read, and why. With `skip_damaged` another clip
+    of the batch stands in for such a one.
     """
 
-    def __init__(self, folder: Path | RemotePath, index: Index, split: str, *, cache: BlockCache | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | RemotePath,
+        index: Index,
+        split: str,
+        *,
+        cache: BlockCache | None = None,
+        skip_damaged: bool = False,
+    ) -> None:
         """`cache` is for remote shards. Raises ValueError where the shards have no such split."""
         shards = index.split(split)
         self.cache = cache
+        self.skip_damaged = skip_damaged
         self.paths = [place(folder) / shard.name for shard in shards]
         self.digests = [shard.sha256 for shard in shards]
         self.offsets = [index.offsets[shard.name] for shard in shards]
         self.counts = [shard.samples for shard in shards]
         self.crop_size = index.crop_size
         self.num_classes = len(index.labels)
+        self._files = [_stamp(path) for path in self.paths]
+
+    def check_unchanged(self) -> None:
+        """Raise ValueError where a local shard is not the file it was when this was made; its bytes decide."""
+        for number, (path, before) in enumerate(zip(self.paths, self._files, strict=True)):
+            if (now := _stamp(path)) == before:
+                continue
+            if now is None or _sha256(path) != self.digests[number]:
+                raise ValueError(
+                    f"shard {path} is {'gone' if now is None else 'not the one it was when the run began'}: nothing "
+                    "that was trained since the last save is kept. Go on with --resume auto when the shards are as "
+                    "they were, or start a new run on the new ones"
+                )
+            self._files[number] = now
 
     def __getitem__(self, places: np.ndarray) -> dict | ValueError | RemoteError:
         # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
@@ -52,7 +78,12 @@ class ShardBatches(Dataset):
         except RemoteError as error:
             return RemoteError(str(error))
         except (ValueError, OSError) as error:
-            return ValueError(str(error))
+            why = str(error)
+            try:
+                self.check_unchanged()
+            except ValueError as changed:
+                why = str(changed)
+            return ValueError(why)
 
     def read(self, places: np.ndarray) -> dict:
         """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch.
@@ -61,9 +92,14 @@ class ShardBatches(Dataset):
         """
         S = self.crop_size
 
-        def one(at: tuple[int, int]) -> dict:
+        def one(at: tuple[int, int]) -> dict | ValueError:
             shard, position = at
-            sample = self._sample(shard, position)
+            try:
+                sample = self._sample(shard, position)
+            except ValueError as error:
+                if not self.skip_damaged:
+                    raise
+                return error
             if len(places) * (size := sample["mouth"].nbytes) > _MAX_BATCH:
                 raise ValueError(
                     f"shard {self.paths[shard]}: clip {sample['key']} has {len(sample['mouth'])} frames, with which a "
@@ -81,6 +117,13 @@ class ShardBatches(Dataset):
         else:  # a request each
             with ThreadPoolExecutor(REQUESTS) as threads:
                 samples = list(threads.map(one, wanted))
+        damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, ValueError)}
+        if damaged:
+            whole = [sample for sample in samples if not isinstance(sample, ValueError)]
+            if not whole:
+                raise damaged[0]
+            for row in damaged:
+                samples[row] = whole[row % len(whole)]
         lengths = [len(sample["mouth"]) for sample in samples]
         video_BTSS = np.zeros((len(samples), max(lengths), S, S), np.uint8)
         for row, sample in zip(video_BTSS, samples, strict=True):
@@ -92,6 +135,7 @@ class ShardBatches(Dataset):
             "labels": torch.tensor([sample["label"] for sample in samples]),
             "durations": torch.tensor([np.nan if d is None else d for d in durations], dtype=torch.float32),
             "keys": [sample["key"] for sample in samples],
+            "damaged": {row: (tuple(wanted[row]), str(error)) for row, error in damaged.items()},
         }
 
     def _remote(self, shard: int) -> RemoteShard:
@@ -153,6 +197,19 @@ class BatchLoader:
             if isinstance(batch, ValueError | RemoteError):
                 raise batch
             yield batch
+
+
+def _stamp(path: Path | RemotePath) -> dict | None:
+    """What tells that a local file has changed, None where it is gone; a remote one is not asked for."""
+    try:
+        return {} if isinstance(path, RemotePath) else signature(path.stat())
+    except FileNotFoundError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ahead(batches: Iterator) -> Iterator:

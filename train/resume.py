@@ -35,13 +35,34 @@ def load_moments(optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
     optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def check_resumable(checkpoint: Checkpoint, config: Config, index: Index) -> None:
-    """Raise ValueError where a run cannot go on with these shards and this config."""
-    check_fits(checkpoint, index)
-    if checkpoint.dataset != index.fingerprint:
-        raise ValueError("the shards were made anew since the checkpoint was saved: start a new run in another --run")
+def check_resumable(
+    checkpoint: Checkpoint, config: Config, index: Index, *, other_shards: bool = False, tell: bool = True
+) -> None:
+    """Raise ValueError where a run cannot go on with these shards and this config.
+
+    With `other_shards` what is different about the shards is warned of (where `tell` is set) and no more, if they have
+    as many words.
+    """
+    try:
+        check_fits(checkpoint, index)
+        if checkpoint.dataset != index.fingerprint:
+            raise ValueError("the shards are others than those that the run began with, or were made anew since")
+    except ValueError as error:
+        if len(index.labels) != len(checkpoint.labels):
+            remedy = "Begin a new run with its weights: init_from=PATH, in another --run"
+        elif other_shards:
+            if tell:
+                warn(f"{error}. Going on all the same, as --other-shards says")
+            remedy = ""
+        else:
+            remedy = (
+                "Add --other-shards to go on all the same, or begin a new run with its weights: init_from=PATH, in "
+                "another --run"
+            )
+        if remedy:
+            raise ValueError(f"{error}. {remedy}") from error
     now = as_plain(config)
-    for name in ("model", "seed", "batch_size"):
+    for name in ("model", "seed", "batch_size", "overfit"):
         if now[name] != checkpoint.config.get(name):
             raise ValueError(
                 f"the run has {name}={checkpoint.config.get(name)}, not {now[name]}, and that cannot change on "

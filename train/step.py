@@ -5,18 +5,21 @@ processes do what one does with `accumulate=2`, and with `sync_batchnorm` what o
 """
 
 import contextlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lipprep.train.augment import cross_entropy, train_batch
+from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, train_batch
 from lipprep.train.config import Config
 from lipprep.train.device import autocast
 from lipprep.train.draws import draw, partners
 from lipprep.train.epoch import rank_rows
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.sync_norm import synchronised
+from lipprep.train.timing import Clock
 
 
 class Step:
@@ -32,42 +35,57 @@ class Step:
         size: int,
         fps: float,
         device: torch.device,
+        scaler: torch.amp.GradScaler | None = None,
+        average: AveragedModel | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """A global batch has `clips` clips, whose frames have `size` pixels a side."""
+        """A global batch has `clips` clips, whose frames have `size` pixels a side. `average` follows the weights."""
         self.model, self._optimizer, self._config, self._ranks, self._device = model, optimizer, config, ranks, device
         self._size, self._fps, self._clips = size, fps, clips
+        self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
+        self._average = average
         self._own = rank_rows(clips, rank=ranks.rank, world=ranks.world)
         self._network = model
+        self.clock: Clock | None = None  # to be told where the time goes
+        self.show: Callable[[AugmentedBatch, torch.Tensor], None] | None = None  # called once, with what goes in next
         if ranks.world > 1:
             self._network = DistributedDataParallel(
                 synchronised(model) if config.sync_batchnorm else model,
                 device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+        if config.compile:
+            self._network = torch.compile(self._network, dynamic=False)
 
     def rows(self, step: int) -> np.ndarray:
         """The clips of the global batch of a step that this process needs: its own, then those mixed with them."""
-        partner, _ = partners(self._clips, self._config.augment, seed=(self._config.seed, step))
+        partner = partners(self._clips, self._config.augment, seed=(self._config.seed, step))
         if partner is None:
             return self._own
         return np.concatenate([self._own, np.setdiff1d(partner[self._own], self._own)])
 
     def __call__(self, batch: dict, *, step: int, lr: float) -> torch.Tensor:
-        """Update with the clips `rows(step)`; returns the mean loss of this process's own, on the device."""
+        """Update with the clips `rows(step)`.
+
+        Returns the mean loss of this process's own clips, and the part of them that was read right, (2,) on the device.
+        """
         config, own = self._config, self._own
         seed, rows = (config.seed, step), self.rows(step)
         known = np.stack([batch["lengths"].numpy(), batch["durations"].numpy()], axis=1, dtype=np.float64)
         lengths_B, durations_B = self._ranks.gather(known[: len(own)]).T
         draws = draw(lengths_B.astype(np.int64), durations_B, config.augment, size=self._size, fps=self._fps, seed=seed)
+        self._mark("augment")
         video_RTSS = batch["video"].to(self._device, non_blocking=True)
         labels_R = batch["labels"].to(self._device, non_blocking=True)
+        self._mark("copy")
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._network.train()
         self._optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self._device)
+        told = torch.zeros(2, device=self._device)
         whole = config.accumulate * self._ranks.world == 1
+        # What is compiled is compiled anew for each length.
+        frames = int(lengths_B.max()) if config.compile else None
         for part, mine in enumerate(np.split(own, config.accumulate)):
             last = part == config.accumulate - 1
             number = self._ranks.rank * config.accumulate + part
@@ -78,16 +96,48 @@ class Step:
                 order = np.argsort(rows)
                 here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)]).to(self._device)
                 video, labels = video_RTSS[here], labels_R[here]
-            augmented = train_batch(video, draws, config.augment, rows=needed, wanted=len(mine))
+            augmented = train_batch(video, draws, config.augment, rows=needed, wanted=len(mine), frames=frames)
+            if self.show is not None:
+                self.show(augmented, labels)
+                self.show = None
+            self._mark("augment")
             quiet = contextlib.nullcontext() if last or self._ranks.world == 1 else self._network.no_sync()
             with quiet:
                 with autocast(self._device, config.resolved["precision"]):
-                    logits_BC = self._network(augmented.x_B1THW, augmented.lengths_B)
-                loss = cross_entropy(logits_BC.float(), labels, augmented, config.label_smoothing)
-                (loss / config.accumulate).backward()
-            total += loss.detach() / config.accumulate
-        self._optimizer.step()
-        return total
+                    logits_BC = self._network(augmented.x_B1THW, augmented.lengths_B).float()
+                loss = cross_entropy(logits_BC, labels, augmented, config.label_smoothing)
+                self._mark("forward")
+                self._scaler.scale(loss / config.accumulate).backward()
+            self._mark("backward")
+            told += torch.stack([loss.detach(), correct(logits_BC.detach(), labels, augmented)]) / config.accumulate
+        if config.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update_parameters(self.model)
+        self._mark("optimizer")
+        return told
+
+    def _mark(self, part: str) -> None:
+        if self.clock is not None:
+            self.clock.mark(part)
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """A copy of a model that follows its weights and statistics as an exponential moving average.
+
+    The decay rises to `decay` as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten (as
+    in TensorFlow's ExponentialMovingAverage with num_updates).
+    """
+
+    def mix(averages: list[torch.Tensor], values: list[torch.Tensor], updates: torch.Tensor) -> None:
+        n = int(updates)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, updates)
+
+    average = AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
+    return average.requires_grad_(False)
 
 
 def _seed(*parts: int) -> int:

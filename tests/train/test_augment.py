@@ -63,7 +63,7 @@ def test_with_everything_off_training_is_evaluation():
     video, lengths = noise(3, 7, 20), [7, 4, 1]
     options = AugmentOptions(crop_size=20, **NOTHING)
     batch = augment(video, options, lengths=lengths)
-    assert batch.partner_B is None and batch.lam == 1.0
+    assert batch.partner_B is None and (batch.share_B == 1).all()
     assert batch.lengths_B.tolist() == lengths
     torch.testing.assert_close(batch.x_B1THW, eval_batch(video, torch.tensor(lengths), options), rtol=0, atol=0)
 
@@ -163,19 +163,21 @@ def test_mixup_blends_the_batch_and_cuts_neither_clip():
     mixed = augment(video, plain(12, mixup=0.4), lengths=lengths)
     x = augment(video, plain(12), lengths=lengths).x_B1THW
     assert sorted(mixed.partner_B.tolist()) == list(range(6))
-    torch.testing.assert_close(mixed.x_B1THW, mixed.lam * x + (1 - mixed.lam) * x[mixed.partner_B])
+    share = mixed.share_B[0]
+    assert (mixed.share_B == share).all()
+    torch.testing.assert_close(mixed.x_B1THW, share * x + (1 - share) * x[mixed.partner_B])
     own = torch.tensor(lengths)
     assert torch.equal(mixed.lengths_B, torch.maximum(own, own[mixed.partner_B]))
     for clip, length in zip(mixed.x_B1THW[:, 0], mixed.lengths_B, strict=True):
         assert not clip[length:].any()
-    parts = [augment(video[:1], plain(12, mixup=0.4), seed=seed).lam for seed in range(300)]
+    parts = [augment(video[:1], plain(12, mixup=0.4), seed=seed).share_B.item() for seed in range(300)]
     assert abs(np.mean(parts) - 0.5) < 0.08
     assert abs(np.var(parts) - 0.25 / 1.8) < 0.03  # of Beta(0.4, 0.4)
 
 
 def test_loss_mixes_the_labels_as_the_clips():
     logits, labels = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 4, 2, 1])
-    batch = AugmentedBatch(torch.empty(0), torch.empty(0), torch.tensor([2, 0, 3, 1]), 0.3)
+    batch = AugmentedBatch(torch.empty(0), torch.empty(0), torch.tensor([2, 0, 3, 1]), torch.full((4,), 0.3))
     one_hot = torch.eye(5)
     target = 0.3 * one_hot[labels] + 0.7 * one_hot[labels[batch.partner_B]]
     for smoothing in (0.0, 0.1):

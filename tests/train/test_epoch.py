@@ -28,7 +28,7 @@ def test_training_takes_each_sample_at_most_once_in_equal_batches(counts, seed, 
 
 @given(counts=COUNTS, batch_size=st.integers(1, 40))
 def test_evaluation_takes_each_sample_once_in_order(counts, batch_size):
-    plan = evaluation_plan(counts, batch_size=batch_size)
+    plan = evaluation_plan(places(counts), batch_size=batch_size)
     assert as_set(plan) == [(shard, i) for shard, count in enumerate(counts) for i in range(count)]
     assert all(len(batch) == batch_size for batch in plan[:-1])
 
@@ -84,7 +84,7 @@ def test_ranks_and_workers_decide_only_who_reads(counts, world, share, workers, 
 @given(counts=COUNTS, world=st.integers(1, 64), batch_size=st.integers(1, 40))
 def test_evaluation_on_ranks_takes_each_sample_once_and_repeats_the_last(counts, world, batch_size):
     total = sum(counts)
-    plans = [evaluation_plan(counts, batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
+    plans = [evaluation_plan(places(counts), batch_size=batch_size, rank=rank, world=world) for rank in range(world)]
     assert len({tuple(map(len, plan)) for plan in plans}) == 1
     rows = [as_set(plan) for plan in plans]
     order = [rows[i % world][i // world] for i in range(world * len(rows[0]))]

@@ -12,7 +12,7 @@ from lipprep.cli import main
 from lipprep.stages.shard.index import load_index
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.draws import AugmentOptions
-from lipprep.train.epoch import evaluation_plan
+from lipprep.train.epoch import evaluation_plan, places
 from lipprep.train.evaluate import (
     classify,
     draw_confusion,
@@ -116,7 +116,7 @@ def test_answers_do_not_depend_on_the_batch(trunk, head, shards):
     assert len(set(batches[np.array([[0, i] for i in range(9)])]["lengths"].tolist())) > 1
 
     def logits(batch_size: int) -> np.ndarray:
-        plan = evaluation_plan(batches.counts, batch_size=batch_size)
+        plan = evaluation_plan(places(batches.counts), batch_size=batch_size)
         loader = BatchLoader(batches, plan, workers=0, pin_memory=False)
         where = {"device": torch.device("cpu"), "precision": "fp32"}
         return classify(model, loader, options=AugmentOptions(crop_size=48), **where)[0]

@@ -8,7 +8,7 @@ import torch
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.shard.reader import read_samples
 from lipprep.train import loader
-from lipprep.train.epoch import evaluation_plan, training_plan
+from lipprep.train.epoch import evaluation_plan, places, training_plan
 from lipprep.train.loader import BatchLoader, ShardBatches
 
 
@@ -51,7 +51,7 @@ def test_workers_change_nothing(shards):
 
 def test_a_loader_may_be_read_again(shards):
     batches = batches_of(shards, "val")
-    loader = BatchLoader(batches, evaluation_plan(batches.counts, batch_size=4), workers=0, pin_memory=False)
+    loader = BatchLoader(batches, evaluation_plan(places(batches.counts), batch_size=4), workers=0, pin_memory=False)
     first, second = ([key for batch in loader for key in batch["keys"]] for _ in range(2))
     assert first == second
     assert len(set(first)) == 10

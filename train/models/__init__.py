@@ -68,6 +68,11 @@ class LipReader(nn.Module):
         """Whether a clip's logits are the same whatever it is padded with, and however much."""
         return self.frontend3D.skips_padding and isinstance(self.tcn, CompactHead)
 
+    @property
+    def classifier(self) -> str:
+        """The name of the layer that has a row for each word."""
+        return [name for name, module in self.named_modules() if isinstance(module, nn.Linear)][-1]
+
     def extract_features(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
         """Features of the frames before any temporal convolution but the stem's, (B, T, C) float32.
 

@@ -1,0 +1,257 @@
+"""What a run is made of, put together before its first step: all that can be told to be wrong by then, is, here."""
+
+import dataclasses
+import math
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from lipprep.stages.remote import RemotePath
+from lipprep.stages.shard.index import Index, load_index
+from lipprep.stages.untrusted import printable
+from lipprep.train.cache import open_cache
+from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint
+from lipprep.train.config import Config, as_plain
+from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
+from lipprep.train.epoch import places, training_plan
+from lipprep.train.loader import ShardBatches, default_workers
+from lipprep.train.metrics import warn
+from lipprep.train.ranks import ALONE, Ranks
+from lipprep.train.resume import check_resumable, load_moments, warn_of_changes
+from lipprep.train.step import Step, averaged
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run folder holds: a best.pt, and the evaluation after the checkpoint's last step."""
+
+    best: bool = False
+    evaluation: bool = False
+
+
+@dataclass
+class Work:
+    """What a run is made of, and where it stands: `done` of `total` steps, `best` validation accuracy so far.
+
+    `average` is the moving average of the weights, None without one. `owed` says that the validation after the last
+    step done was cut short.
+    """
+
+    config: Config
+    index: Index
+    device: torch.device
+    model: torch.nn.Module
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    batches: ShardBatches
+    val: ShardBatches | None
+    clips: int  # of a global batch
+    per_epoch: int
+    total: int
+    ranks: Ranks
+    done: int = 0
+    best: float | None = None
+    owed: bool = False
+
+    @property
+    def reader(self) -> torch.nn.Module:
+        """The network that is validated: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """The global batches of an epoch, each (clips, 2) int64 of places."""
+        return _plan(self.batches.counts, self.config, epoch=epoch, world=self.ranks.world)
+
+    def to_validate(self) -> np.ndarray:
+        """The places (N, 2) of `val` that are validated."""
+        return np.concatenate(self.plan(0)) if self.config.overfit else places(self.val.counts)
+
+    def step(self) -> Step:
+        """What updates the model."""
+        return Step(
+            self.model,
+            self.optimizer,
+            self.config,
+            clips=self.clips,
+            size=self.index.crop_size,
+            fps=self.index.fps,
+            device=self.device,
+            scaler=self.scaler,
+            average=self.average,
+            ranks=self.ranks,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.done,
+            epoch=self.done // self.per_epoch,
+            batch=self.done % self.per_epoch,
+            best=self.best,
+            config=as_plain(self.config),
+            labels=list(self.index.labels),
+            parameters=dict(self.index.parameters),
+            fps=float(self.index.fps),
+            dataset=self.index.fingerprint,
+            ema=None if self.average is None else self.average.module.state_dict(),
+            scaler=self.scaler.state_dict(),
+            versions=versions(),
+        )
+
+
+def prepare(
+    config: Config,
+    shards: Path | RemotePath,
+    *,
+    device: str = "auto",
+    resume: Checkpoint | None = None,
+    kept: Kept | None = None,
+    cache: Path | None = None,
+    cache_size: int | None = None,
+    skip_corrupt: bool = False,
+    other_shards: bool = False,
+    ranks: Ranks = ALONE,
+) -> Work:
+    """Put a run together; the arguments are those of `lipprep.train.loop.train`, and so is what it raises."""
+    index = load_index(shards)
+    read = [s for s in index.shards if s.split in ("train", "val")]
+    blocks = open_cache(shards, read, folder=cache, size=cache_size)
+    batches = ShardBatches(shards, index, "train", cache=blocks, skip_damaged=skip_corrupt)
+    parts = ranks.world * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size={config.batch_size}, which is that of all processes together, cannot be dealt equally to "
+            f"{ranks.world} processes with accumulate={config.accumulate}: make it a multiple of {parts}"
+        )
+    plan = _plan(batches.counts, config, epoch=0, world=ranks.world)
+    if not plan:
+        raise ValueError(f"{sum(batches.counts)} clips to train on are too few for {parts} parts of a batch")
+    per_epoch = len(plan)
+    total = min(config.epochs * per_epoch, config.max_steps or math.inf)
+    where = choose_device(device, local=ranks.local, beside=ranks.beside)
+    if config.augment.crop_size > index.crop_size:
+        raise ValueError(
+            f"the crops of the shards are {index.crop_size} pixels wide, augment.crop_size={config.augment.crop_size} "
+            "cannot be cut from them: lower it, or make the shards with a larger --crop-size"
+        )
+    if index.profile != config.profile and ranks.main:
+        warn(
+            f"recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
+            f"of {index.profile}: published weights and figures do not carry over"
+        )
+
+    torch.manual_seed(config.seed)
+    model = place(new_model(config.model, num_classes=len(index.labels)), where)
+    if config.init_from is not None and resume is None:
+        _initialise(model, Path(config.init_from), index, tell=ranks.main)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    val = None
+    if config.overfit:
+        val = batches
+    elif any(s.split == "val" and s.samples for s in index.shards):
+        val = ShardBatches(shards, index, "val", cache=blocks, skip_damaged=skip_corrupt)
+    elif ranks.main:
+        tqdm.write(f"the shards have no split val: accuracy is not measured and no {BEST} is kept")
+    workers = default_workers(where, beside=ranks.beside) if config.workers is None else config.workers
+    precision = training_precision(where, config.precision, model)
+    resolved = {"device": where.type, "precision": precision, "workers": workers, "processes": ranks.world}
+    config = dataclasses.replace(config, resolved=resolved)
+    work = Work(
+        config=config,
+        index=index,
+        device=where,
+        model=model,
+        average=averaged(model, config.ema) if config.ema else None,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(where.type, enabled=precision == "fp16"),
+        batches=batches,
+        val=val,
+        clips=len(plan[0]),
+        per_epoch=per_epoch,
+        total=total,
+        ranks=ranks,
+    )
+    if resume is not None:
+        check_resumable(resume, config, index, other_shards=other_shards, tell=ranks.main)
+        _go_on(work, resume, kept or Kept())
+    return work
+
+
+def versions() -> dict[str, str]:
+    """What a run was trained with, as far as its figures may depend on it."""
+    return {"lipprep": metadata.version("lipprep"), "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _plan(counts: list[int], config: Config, *, epoch: int, world: int) -> list[np.ndarray]:
+    parts, batch_size = world * config.accumulate, config.batch_size
+    if not config.overfit:
+        return training_plan(counts, seed=config.seed, epoch=epoch, batch_size=batch_size, parts=parts)
+    clips = min(config.overfit, sum(counts))
+    batch_size = min(batch_size, clips - clips % parts)
+    if not batch_size:
+        return []
+    return training_plan(counts, seed=config.seed, epoch=0, batch_size=batch_size, parts=parts)[: clips // batch_size]
+
+
+def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
+    """Take over what a checkpoint holds. Raises ValueError where it does not fit the run, or the run is at its end."""
+    config, total, per_epoch = work.config, work.total, work.per_epoch
+    if work.ranks.main:
+        warn_of_changes(resume, config.resolved)
+    load_weights(work.model, resume.model)
+    load_moments(work.optimizer, resume)
+    if work.average is not None:
+        # An average that begins late begins with the weights as they are.
+        load_weights(work.average.module, resume.weights)
+        work.average.n_averaged.fill_(0 if resume.ema is None else resume.step)
+    if work.scaler.is_enabled() and resume.scaler:
+        work.scaler.load_state_dict(resume.scaler)
+    work.done = done = resume.step
+    work.best = resume.best if kept.best else None
+    # A run that was killed while it validated does so first.
+    work.owed = work.val is not None and done > 0 and validates(config, done, total, per_epoch) and not kept.evaluation
+    if done >= total and not work.owed:
+        raise ValueError(f"the run has all of its {total} steps: epochs= or max_steps= would train it further")
+
+
+def validates(config: Config, done: int, total: int, per_epoch: int) -> bool:
+    """Whether a run validates after `done` steps: every `eval_every` steps, else after each epoch, and at the end."""
+    return done % (config.eval_every or per_epoch) == 0 or done == total
+
+
+def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool) -> None:
+    """Begin with the weights of another run, as far as names and shapes agree, and tell of those that do not.
+
+    Raises ValueError where none does.
+    """
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    ours, theirs = model.state_dict(), checkpoint.weights
+    taken = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
+    if not taken:
+        raise ValueError(f"init_from={path}: none of its {len(theirs)} weights has the name and shape of one here")
+    if checkpoint.labels != list(index.labels):
+        # However many they are, the rows of the classifier stand for other words.
+        taken = {name: value for name, value in taken.items() if not name.startswith(f"{model.classifier}.")}
+    model.load_state_dict({**ours, **taken})
+    if not tell:
+        return
+    tqdm.write(f"init_from: {len(taken)} of {len(ours)} weights are those of {printable(path)}")
+    for name, value in ours.items():
+        if name not in theirs:
+            tqdm.write(f"  {name} is not there: it begins anew")
+        elif theirs[name].shape != value.shape:
+            shapes = f"{tuple(value.shape)} here and {tuple(theirs[name].shape)} there"
+            tqdm.write(f"  {name} is {shapes}: it begins anew")
+        elif name not in taken:
+            tqdm.write(f"  {name} is for other words there: it begins anew")
+    for name in theirs:
+        if name not in ours:
+            tqdm.write(f"  {printable(name)} is only there: it is not used")
