@@ -271,7 +271,8 @@ def enough_memory(config: Config) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error)
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in text:
+        scarce = "can't allocate memory" in text or "not enough memory" in text  # of CPUs: Linux's words, Windows'
+        if scarce or isinstance(error, torch.OutOfMemoryError | MemoryError):
             more = 2 * config.accumulate
             raise ValueError(
                 f"out of memory: lower batch_size (it is {config.batch_size}), or take each batch in {more} parts with "

@@ -187,7 +187,11 @@ def prepare(
 
 def versions() -> dict[str, str]:
     """What a run was trained with, as far as its figures may depend on it."""
-    return {"lipprep": metadata.version("lipprep"), "torch": str(torch.__version__), "python": platform.python_version()}
+    return {
+        "lipprep": metadata.version("lipprep"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def _plan(counts: list[int], config: Config, *, epoch: int, world: int) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lipprep.train.augment import AugmentedBatch, cross_entropy, eval_batch, train_batch
+from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, eval_batch, train_batch
 from lipprep.train.draws import AugmentOptions, check_size, draw
 
 NOTHING = {"flip": 0.0, "mixup": 0.0, "time_mask": 0, "variable_length": False}
@@ -184,13 +184,13 @@ def test_loss_mixes_the_labels_as_the_clips():
         smoothed = target * (1 - smoothing) + smoothing / 5
         expected = -(smoothed * logits.log_softmax(1)).sum(1).mean()
         torch.testing.assert_close(cross_entropy(logits, labels, batch, smoothing), expected)
-    alone = AugmentedBatch(torch.empty(0), torch.empty(0), None, 1.0)
+    alone = AugmentedBatch(torch.empty(0), torch.empty(0), None, torch.ones(4))
     expected = torch.nn.functional.cross_entropy(logits, labels)
     torch.testing.assert_close(cross_entropy(logits, labels, alone), expected)
 
 
 EVERYTHING = AugmentOptions(
-    crop_size=12, subtract_mean_frame=True, gain=0.3, scale=0.1, aspect=0.1, rotation=0.1, shift=0.1
+    crop_size=12, subtract_mean_frame=True, erasing=0.5, gain=0.3, scale=0.1, aspect=0.1, rotation=0.1, shift=0.1
 )
 
 
@@ -217,9 +217,10 @@ def test_each_step_is_drawn_anew_and_no_augmentation_changes_what_another_draws(
     assert draws[2].partner is None and not draws[2].mask_widths.any()
 
 
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
-def test_parts_of_a_batch_with_their_partners_are_parts_of_the_whole(parts):
-    options = dataclasses.replace(EVERYTHING, mixup=0.4)
+def test_parts_of_a_batch_with_their_partners_are_parts_of_the_whole(parts, mixing):
+    options = dataclasses.replace(EVERYTHING, **{"mixup": 0.0, mixing: 0.4})
     video, labels = noise(12, 15), torch.arange(12) % 5
     draws = drawn(video, options, lengths=[15, 9, 4] * 4, durations=0.2, seed=3)
     logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
@@ -288,3 +289,98 @@ def test_frames_smaller_than_the_crop_are_refused(function):
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AugmentOptions(**wrong)
+
+
+def test_cutmix_takes_a_stretch_of_frames_from_the_partner():
+    video, lengths = noise(6, 9, 12), [9, 2, 5, 7, 3, 1]
+    x = augment(video, plain(12), lengths=lengths).x_B1THW[:, 0]
+    cut_frames = 0
+    for seed in range(40):
+        cut = augment(video, plain(12, cutmix=1.0), lengths=lengths, seed=seed)
+        assert cut.lengths_B.tolist() == lengths
+        for clip, partner in enumerate(cut.partner_B.tolist()):
+            own = (cut.x_B1THW[clip, 0] == x[clip]).flatten(1).all(1)
+            others = (cut.x_B1THW[clip, 0] == x[partner]).flatten(1).all(1)
+            assert (own | others).all()
+            changed = (~own).nonzero()[:, 0].tolist()
+            assert changed == list(range(changed[0], changed[0] + len(changed))) if changed else True
+            assert len(changed) <= min(lengths[clip], lengths[partner])
+            if partner != clip:
+                assert cut.share_B[clip].item() == pytest.approx(1 - len(changed) / lengths[clip])
+                cut_frames += len(changed)
+    assert cut_frames
+
+
+def test_cutmix_cuts_as_long_as_drawn_and_anywhere():
+    draws = [drawn(noise(1, 5, 1), plain(1, cutmix=1.0), lengths=[5], seed=seed) for seed in range(4000)]
+    # Beta(1, 1) is uniform: the ends of the rounded range get half as much as the widths between them.
+    assert_follows([int(d.cut_widths[0]) for d in draws], {0: 0.1, 1: 0.2, 2: 0.2, 3: 0.2, 4: 0.2, 5: 0.1})
+    assert_follows([int(d.cut_starts[0]) for d in draws if d.cut_widths[0] == 3], dict.fromkeys(range(3), 1 / 3))
+
+
+def test_a_coin_decides_between_mixup_and_cutmix():
+    options = plain(12, mixup=0.4, cutmix=1.0)
+    cuts = [bool(drawn(noise(8, 9, 12), options, seed=seed).cut_widths.any()) for seed in range(400)]
+    alone = [drawn(noise(8, 9, 12), plain(12, mixup=0.4), seed=seed) for seed in range(400)]
+    both = [drawn(noise(8, 9, 12), options, seed=seed) for seed in range(400)]
+    assert 0.4 < np.mean(cuts) < 0.6
+    for cut, one, other in zip(cuts, alone, both, strict=True):
+        assert cut or other.lam == 1 or (np.array_equal(one.partner, other.partner) and one.lam == other.lam)
+
+
+def erased_by_definition(size, random):
+    """One rectangle as Zhong et al. 2020 draw it, a sample at a time: top, left, height and width, or none."""
+    for _ in range(10):
+        area = size * size * random.uniform(0.02, 0.33)
+        ratio = math.exp(random.uniform(math.log(0.3), math.log(3.3)))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if height < size and width < size:
+            return random.integers(0, size - height + 1), random.integers(0, size - width + 1), height, width
+    return 0, 0, 0, 0
+
+
+def test_erasing_follows_the_definition_sample_by_sample():
+    count, size, random = 6000, 40, np.random.default_rng(5)
+    video = torch.zeros((count, 1, size, size), dtype=torch.uint8)
+    ours = drawn(video, plain(size, erasing=1.0)).erased
+    theirs = np.array([erased_by_definition(size, random) for _ in range(count)])
+    for column in range(4):
+        edges = np.unique(np.quantile(theirs[:, column], np.linspace(0, 1, 11)))
+        expected, found = (np.histogram(drawn_[:, column], edges)[0] for drawn_ in (theirs, ours))
+        # Both are samples, so their difference has the variance of their sum.
+        assert ((expected - found) ** 2 / (expected + found)).sum() < len(edges) + 5 * math.sqrt(2 * len(edges))
+    some = drawn(video, plain(size, erasing=0.25)).erased
+    assert 0.22 < (some[:, 2] > 0).mean() < 0.28
+
+
+def test_erasing_blanks_one_rectangle_in_all_frames_and_nothing_else():
+    video = noise(16, 5, 30).clamp(1)
+    draws = drawn(video, plain(30, erasing=0.5))
+    x = train_batch(video, draws, plain(30, erasing=0.5)).x_B1THW[:, 0]
+    for clip, (top, left, height, width) in enumerate(draws.erased):
+        blank = torch.zeros(30, 30, dtype=torch.bool)
+        blank[top : top + height, left : left + width] = True
+        assert torch.equal(x[clip] == 0, blank.expand(5, 30, 30))
+        torch.testing.assert_close(x[clip][:, ~blank], video[clip][:, ~blank].float())
+
+
+def test_without_random_crop_the_centre_is_cut():
+    video = noise(8, 3, 20)
+    assert torch.equal(augment(video, plain(12, random_crop=False)).x_B1THW[:, 0], video[:, :, 4:16, 4:16].float())
+
+
+def test_a_batch_may_be_as_long_as_wanted():
+    video, lengths = noise(3, 9, 12), [4, 2, 3]
+    draws = drawn(video, plain(12), lengths=lengths)
+    short, long = train_batch(video, draws, plain(12)), train_batch(video, draws, plain(12), frames=9)
+    assert short.x_B1THW.shape[2] == 4 and long.x_B1THW.shape[2] == 9
+    assert torch.equal(long.x_B1THW[:, :, :4], short.x_B1THW) and not long.x_B1THW[:, :, 4:].any()
+
+
+def test_what_was_read_right_is_counted_as_it_is_mixed():
+    logits, labels = torch.eye(3)[[0, 1, 1, 2]] * 5, torch.tensor([0, 0, 1, 2])
+    alone = AugmentedBatch(torch.empty(0), torch.empty(0), None, torch.ones(4))
+    assert correct(logits, labels, alone).item() == 0.75
+    mixed = AugmentedBatch(torch.empty(0), torch.empty(0), torch.tensor([1, 2, 3, 0]), torch.tensor([0.9, 0.6, 0.7, 0]))
+    # The first is read as its own and its partner's word, the second as its partner's, the last as none of both.
+    assert correct(logits, labels, mixed).item() == pytest.approx((1 + 0.4 + 0.7 + 0) / 4)

@@ -1,0 +1,120 @@
+"""One update: what is done to gradients and averages, and how a slice is dealt with."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from lipprep.train.config import load_recipe
+from lipprep.train.device import new_model, place, training_precision
+from lipprep.train.step import Step, averaged
+from lipprep.train.timing import PARTS, Clock, Waiting
+
+CPU = torch.device("cpu")
+
+
+def made(tiny, *settings, precision="fp32", **more):
+    """A model and the step that updates it."""
+    config = load_recipe("compact", [*tiny, "model.head.dropout=0", *settings])
+    config = dataclasses.replace(config, resolved={"precision": precision})
+    torch.manual_seed(0)
+    model = place(new_model(config.model, num_classes=4), CPU)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    average = averaged(model, config.ema) if config.ema else None
+    more |= {"clips": 8, "size": 96, "fps": 25.0, "device": CPU, "average": average}
+    return model, Step(model, optimizer, config, **more)
+
+
+def batch(seed=0) -> dict:
+    random = np.random.default_rng(seed)
+    return {
+        "video": torch.from_numpy(random.integers(0, 256, (8, 5, 96, 96), dtype=np.uint8)),
+        "lengths": torch.full((8,), 5),
+        "labels": torch.arange(8) % 4,
+        "durations": torch.full((8,), float("nan")),
+        "keys": [str(n) for n in range(8)],
+    }
+
+
+def test_the_average_follows_weights_and_statistics(tiny):
+    model, step = made(tiny, "ema=0.5")
+    expected = None
+    for number in range(4):
+        step(batch(number), step=number, lr=1e-2)
+        now = {k: v.double().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
+        # The decay of the first updates is (1 + n) / (10 + n); the first one begins with the weights.
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = now if expected is None else {k: decay * expected[k] + (1 - decay) * now[k] for k in now}
+    found = step._average.module.state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].double(), value, rtol=1e-4, atol=1e-6)
+    assert not any(torch.equal(found[k].double(), v) for k, v in now.items() if "weight" in k)
+
+
+def test_gradients_are_shortened_to_the_norm(tiny):
+    model, step = made(tiny, "clip_norm=0.01")
+    step(batch(), step=0, lr=1e-3)
+    norm = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_half_precision_with_scaled_gradients_does_what_full_precision_does(tiny):
+    weights = []
+    for precision in ("fp32", "fp16"):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=precision == "fp16")
+        model, step = made(tiny, precision=precision, scaler=scaler)
+        loss = step(batch(), step=0, lr=1e-3)[0].item()
+        weights.append((loss, torch.cat([p.grad.flatten() for p in model.parameters()])))
+    (full, full_gradient), (half, half_gradient) = weights
+    assert half == pytest.approx(full, rel=0.01)
+    # What step() leaves behind is still scaled.
+    half_gradient = half_gradient / half_gradient.norm() * full_gradient.norm()
+    assert torch.cosine_similarity(full_gradient, half_gradient, dim=0) > 0.98
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out_and_the_scale_lowered(tiny):
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    model, step = made(tiny, precision="fp16", scaler=scaler)
+    before = [p.detach().clone() for p in model.parameters()]
+    step(batch(), step=0, lr=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert scaler.get_scale() == 2.0**59
+
+
+def test_the_first_batch_is_shown_once_and_each_part_is_timed(tiny):
+    _, step = made(tiny, "accumulate=2")
+    seen = []
+    step.show = lambda augmented, labels: seen.append((augmented.x_B1THW.shape, labels.tolist()))
+    step.clock = Clock(CPU)
+    for number in range(2):
+        step(batch(), step=number, lr=1e-3)
+    assert seen == [((4, 1, 5, 72, 72), [0, 1, 2, 3])]
+    assert set(step.clock.seconds) == set(PARTS) - {"wait"}
+    assert all(seconds > 0 for seconds in step.clock.seconds.values())
+
+
+def test_waiting_is_what_the_loop_waits_for_batches():
+    waiting = Waiting(CPU)
+    with waiting.for_batch():
+        sum(range(100_000))
+    waiting.step_done()
+    assert waiting.take() > 0
+    assert waiting.take() == 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bf16", "expected"),
+    [
+        ("compact", True, "bf16"),
+        ("lrw_resnet18_mstcn", True, "bf16"),
+        ("lrw_snv05x_tcn1x", True, "fp32"),
+        ("lrw_resnet18_mstcn", False, "fp32"),
+    ],
+)
+def test_the_precision_of_auto_is_the_one_that_was_measured_to_be_fastest(recipe, bf16, expected, monkeypatch):
+    monkeypatch.setattr("lipprep.train.device._cpu_has_bf16", lambda _: bf16)
+    model = new_model(load_recipe(recipe).model, num_classes=3)
+    assert training_precision(CPU, "auto", model) == expected
+    assert training_precision(CPU, "fp16", model) == "fp16"
+    assert training_precision(torch.device("cuda"), "auto", model) == "bf16"

@@ -1,0 +1,119 @@
+"""What stops a run, and what it tells then."""
+
+import json
+import math
+import os
+import shutil
+
+import pytest
+import torch
+
+from lipprep.stages.shard.index import load_index
+from lipprep.train import loop, watch
+from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.config import load_recipe
+from lipprep.train.loop import train
+
+
+def lines(run) -> list[dict]:
+    """The lines of a run's metrics, less the speed."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "wait")} for row in rows]
+
+
+def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch):
+    original = loop.Step.__call__
+
+    def broken(update, *args, **kwargs):
+        loss = original(update, *args, **kwargs)
+        next(update.model.parameters()).data[0] = math.nan
+        return loss
+
+    monkeypatch.setattr(loop.Step, "__call__", broken)
+    config = load_recipe("compact", [*tiny, "max_steps=1"])
+    with pytest.raises(ValueError, match="weights after step 1 are no finite numbers"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    monkeypatch.undo()
+    assert not list((tmp_path / "r").glob("*.pt"))
+
+    monkeypatch.setattr(loop, "_validate", lambda *_, **__: {"loss": math.nan, "top1": 1.0, "top5": 1.0})
+    with pytest.raises(ValueError, match="validation loss after step 1 is nan"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert not (tmp_path / "r" / "best.pt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny, tmp_path):
+    config = load_recipe("compact", [*tiny, "lr=1e30", "warmup=0", "log_every=3"])
+    with pytest.raises(ValueError, match=r"loss of step ([23]) \(epoch 1, batch [12], .* is (nan|inf)"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    told = json.loads((tmp_path / "r" / "failure.json").read_text())
+    assert told["step"] in (2, 3) and told["batch"] == told["step"] - 1 and told["seed"] == 1
+    assert len(told["clips"]) == len(told["keys_here"]) == 8
+    with pytest.raises(ValueError, match=f"loss of step {told['step']} "):  # what it says reproduces it
+        config = load_recipe("compact", [*tiny, "lr=1e30", "warmup=0", f"max_steps={told['step']}"])
+        train(config, shards=shards, run=tmp_path / "again", device="cpu")
+
+
+def damage(shard, index) -> None:
+    """Overwrite the middle of the first sample of a shard."""
+    data = bytearray(shard.read_bytes())
+    start = int(index.offsets[shard.name][0])
+    data[start : start + 600] = bytes(600)
+    stat = shard.stat()
+    shard.write_bytes(data)
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_damaged_clip_stops_a_run_or_is_left_out_and_counted(make_shards, tiny, tmp_path, monkeypatch, capsys):
+    shards = make_shards(tmp_path / "shards", splits={"train": [24], "val": [9]})
+    for name in ("train-0000.tar", "val-0000.tar"):
+        damage(shards / name, load_index(shards))
+    config = load_recipe("compact", [*tiny, "epochs=2"])
+    with pytest.raises(ValueError, match=r"train-0000\.tar is damaged"):
+        train(config, shards=shards, run=tmp_path / "a", device="cpu")
+    with pytest.raises(ValueError, match=r"clips are damaged, which is more than 0\.1 % of 33"):
+        train(config, shards=shards, run=tmp_path / "b", device="cpu", skip_corrupt=True)
+    capsys.readouterr()
+    monkeypatch.setattr(watch, "MOST_SKIPPED", 0.1)
+    train(config, shards=shards, run=tmp_path / "c", device="cpu", skip_corrupt=True)
+    assert json.loads((tmp_path / "c" / "summary.json").read_text())["skipped"] == 2
+    assert capsys.readouterr().err.count("left out: shard") == 2
+    top1 = [row["top1"] for row in lines(tmp_path / "c") if "split" in row]
+    assert all((8 * part) == round(8 * part) for part in top1)  # of the eight that are whole
+
+
+@pytest.mark.parametrize("how", ["others", "gone", "touched"])
+def test_shards_that_change_during_a_run_are_noticed_before_it_is_saved(how, make_shards, tiny, tmp_path, monkeypatch):
+    shards = make_shards(tmp_path / "shards", splits={"train": [24]})
+    others = make_shards(tmp_path / "others", splits={"train": [24]}, seed=9) / "train-0000.tar"
+    path = shards / "train-0000.tar"
+    original = loop.Step.__call__
+
+    def changes(*args, step, **kwargs):
+        if step == 4:
+            match how:
+                case "others":
+                    shutil.copy(others, path)
+                case "gone":
+                    path.unlink()
+                case "touched":
+                    os.utime(path)
+        return original(*args, step=step, **kwargs)
+
+    monkeypatch.setattr(loop.Step, "__call__", changes)
+    config = load_recipe("compact", [*tiny, "epochs=2"])
+    if how == "touched":
+        assert train(config, shards=shards, run=tmp_path / "r", device="cpu").steps == 6
+        return
+    with pytest.raises(ValueError, match="not the one it was when the run began" if how == "others" else "is gone"):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert load_checkpoint(tmp_path / "r" / "last.pt").step == 3
+
+
+def test_too_little_memory_is_told_with_what_to_lower(shards, tiny, tmp_path, monkeypatch):
+    def greedy(*_, **__):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(loop.Step, "__call__", greedy)
+    with pytest.raises(ValueError, match=r"out of memory: lower batch_size \(it is 8\).* accumulate=2"):
+        train(load_recipe("compact", tiny), shards=shards, run=tmp_path / "r", device="cpu")
