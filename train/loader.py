@@ -7,21 +7,23 @@ worker decodes what another one needs. Which worker reads a batch changes nothin
 Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 """
 
+import contextlib
 import hashlib
+import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import loky
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lipprep.stages.remote import RemotePath, place, signature
 from lipprep.stages.shard.index import Index
-from lipprep.stages.shard.reader import read_range, read_samples
+from lipprep.stages.shard.reader import decode_sample, expand, read_range, read_samples, slice_of
 from lipprep.stages.store import RemoteError
 from lipprep.train.cache import REQUESTS, BlockCache, RemoteShard
 
@@ -90,71 +92,96 @@ class ShardBatches(Dataset):
 
         RemoteError where a store does not answer.
         """
-        S = self.crop_size
-
-        def one(at: tuple[int, int]) -> dict | ValueError:
-            shard, position = at
-            try:
-                sample = self._sample(shard, position)
-            except ValueError as error:
-                if not self.skip_damaged:
-                    raise
-                return error
-            if len(places) * (size := sample["mouth"].nbytes) > _MAX_BATCH:
-                raise ValueError(
-                    f"shard {self.paths[shard]}: clip {sample['key']} has {len(sample['mouth'])} frames, with which a "
-                    f"batch of {len(places)} takes {len(places) * size} bytes, at most {_MAX_BATCH} are read: lower "
-                    "batch_size, or cut the clip into windows"
-                )
-            return sample
-
-        wanted = places.tolist()
+        wanted = [tuple(at) for at in places.tolist()]
         on_disk = not isinstance(self.paths[0], RemotePath)
         if self.cache is not None:
             on_disk = self.cache.prefetch((self._remote(shard), position) for shard, position in wanted)
-        if on_disk:
-            samples = list(map(one, wanted))
-        else:  # a request each
-            with ThreadPoolExecutor(REQUESTS) as threads:
-                samples = list(threads.map(one, wanted))
+        with contextlib.ExitStack() as stack:
+            # From a store, each sample is a request.
+            each = map if on_disk else stack.enter_context(ThreadPoolExecutor(REQUESTS)).map
+            if len(set(wanted)) == len(wanted):
+                # In one pass, which is faster.
+                with contextlib.suppress(ValueError):
+                    found = zip(wanted, expand(each(self._bytes, wanted)), strict=True)
+                    return self._batch(
+                        (self._fitting(at[0], decode_sample(sample)) for at, sample in found), len(wanted)
+                    )
+            # One by one, to find which it is.
+            samples = list(each(self._sample_or_error, wanted))
         damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, ValueError)}
         if damaged:
             whole = [sample for sample in samples if not isinstance(sample, ValueError)]
-            if not whole:
-                raise damaged[0]
+            if not whole or not self.skip_damaged:
+                raise damaged[min(damaged)]
             for row in damaged:
                 samples[row] = whole[row % len(whole)]
-        lengths = [len(sample["mouth"]) for sample in samples]
-        video_BTSS = np.zeros((len(samples), max(lengths), S, S), np.uint8)
-        for row, sample in zip(video_BTSS, samples, strict=True):
-            row[: len(sample["mouth"])] = sample["mouth"]
-        durations = [s.get("duration") for s in samples]
+        damaged = {row: (wanted[row], str(error)) for row, error in damaged.items()}
+        return {**self._batch(samples, len(samples)), "damaged": damaged}
+
+    def _batch(self, samples: Iterable[dict], count: int) -> dict:
+        """Put `count` samples into a batch, each into its place as soon as it is there."""
+        S, lengths, found = self.crop_size, [], []
+        video_BTSS = np.empty((count, 0, S, S), np.uint8)
+        for row, sample in enumerate(samples):
+            mouth_TSS = sample["mouth"]
+            if len(mouth_TSS) > video_BTSS.shape[1]:
+                if count * mouth_TSS.nbytes > _MAX_BATCH:
+                    raise ValueError(
+                        f"shard {sample['shard']}: clip {sample['key']} has {len(mouth_TSS)} frames, with which a "
+                        f"batch of {count} takes {count * mouth_TSS.nbytes} bytes, at most {_MAX_BATCH} are read: "
+                        "lower batch_size, or cut the clip into windows"
+                    )
+                larger = _room(count, len(mouth_TSS), S)
+                larger[:row, : video_BTSS.shape[1]] = video_BTSS[:row]
+                video_BTSS = larger
+            video_BTSS[row, : len(mouth_TSS)] = mouth_TSS
+            lengths.append(len(mouth_TSS))
+            found.append({"label": sample["label"], "duration": sample.get("duration"), "key": sample["key"]})
+        if len(found) != count:
+            raise ValueError(f"{len(found)} samples were found of {count}")
+        for row, length in zip(video_BTSS, lengths, strict=True):
+            row[length:] = 0
+        durations = [np.nan if sample["duration"] is None else sample["duration"] for sample in found]
         return {
             "video": torch.from_numpy(video_BTSS),
             "lengths": torch.tensor(lengths),
-            "labels": torch.tensor([sample["label"] for sample in samples]),
-            "durations": torch.tensor([np.nan if d is None else d for d in durations], dtype=torch.float32),
-            "keys": [sample["key"] for sample in samples],
-            "damaged": {row: (tuple(wanted[row]), str(error)) for row, error in damaged.items()},
+            "labels": torch.tensor([sample["label"] for sample in found]),
+            "durations": torch.tensor(durations, dtype=torch.float32),
+            "keys": [sample["key"] for sample in found],
+            "damaged": {},
         }
+
+    def _bytes(self, at: tuple[int, int]) -> bytes:
+        shard, position = at
+        read = read_range if self.cache is None else lambda *_: self.cache.read(self._remote(shard), position)
+        return slice_of(self.paths[shard], self.offsets[shard], range(position, position + 1), read=read)
+
+    def _sample_or_error(self, at: tuple[int, int]) -> dict | ValueError:
+        try:
+            return self._sample(*at)
+        except ValueError as error:
+            return error
 
     def _remote(self, shard: int) -> RemoteShard:
         return RemoteShard(self.paths[shard], self.digests[shard], self.offsets[shard])
 
     def _sample(self, shard: int, position: int) -> dict:
-        if self.cache is None:
-            return self._checked(shard, position, read_range)
-        remote = self._remote(shard)
-        read = lambda *_: self.cache.read(remote, position)  # noqa: E731
-        try:
-            return self._checked(shard, position, read)
-        except ValueError:
-            self.cache.forget(remote, position)
-            return self._checked(shard, position, read)
+        def read() -> dict:
+            data = lambda *_: self._bytes((shard, position))  # noqa: E731
+            (sample,) = read_samples(self.paths[shard], self.offsets[shard], range(position, position + 1), read=data)
+            return self._fitting(shard, sample)
 
-    def _checked(self, shard: int, position: int, read: Callable) -> dict:
+        try:
+            return read()
+        except ValueError:
+            if self.cache is None:
+                raise
+            self.cache.forget(self._remote(shard), position)
+            return read()
+
+    def _fitting(self, shard: int, sample: dict) -> dict:
+        """The sample; ValueError where it does not fit the index."""
         path = self.paths[shard]
-        (sample,) = read_samples(path, self.offsets[shard], range(position, position + 1), read=read)
         shape = sample["mouth"].shape
         if shape[0] == 0 or shape[1:] != (self.crop_size, self.crop_size):
             raise ValueError(
@@ -169,7 +196,7 @@ class ShardBatches(Dataset):
         known = type(duration) in (int, float) and 0 <= duration <= torch.finfo(torch.float32).max
         if duration is not None and not known:
             raise ValueError(f"shard {path}: clip {sample['key']} has duration {duration!r}, no number of seconds")
-        return sample
+        return {**sample, "shard": path}
 
 
 class BatchLoader:
@@ -197,6 +224,18 @@ class BatchLoader:
             if isinstance(batch, ValueError | RemoteError):
                 raise batch
             yield batch
+
+
+def _room(clips: int, frames: int, side: int) -> np.ndarray:
+    """Room for the crops of a batch, uint8; in a worker it is shared memory, as that of torch's own collate.
+
+    A tensor on other memory would be copied there to be sent.
+    """
+    shape = clips, frames, side, side
+    if get_worker_info() is None:
+        return np.empty(shape, np.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).numpy()
 
 
 def _stamp(path: Path | RemotePath) -> dict | None:

@@ -66,24 +66,19 @@ def draw_curves(run: Path) -> Path:
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
 
     def line(axes, found: list[dict], key: str, label: str, *, factor: float = 1, **style) -> None:
-        axes.plot([r["step"] for r in found], [factor * r[key] for r in found], label=label, **style)
+        points = [(r["step"], factor * r[key]) for r in found if key in r]
+        axes.plot(*zip(*points, strict=True), label=label, **{"marker": "." if len(points) < 50 else None, **style})
 
     line(loss, training, "mean_loss", "training, as augmented", color="tab:gray", linewidth=1)
     line(accuracy, training, "accuracy", "training, as augmented", factor=100, color="tab:gray", linewidth=1)
     line(rate, training, "lr", "", color="tab:gray")
     if val:
-        line(loss, val, "loss", "validation", color="tab:blue", marker=".")
-        line(accuracy, val, "top1", "validation top-1", factor=100, color="tab:blue", marker=".")
-        line(accuracy, val, "top5", "validation top-5", factor=100, color="tab:cyan", marker=".", linewidth=1)
+        line(loss, val, "loss", "validation", color="tab:blue")
+        line(accuracy, val, "top1", "validation top-1", factor=100, color="tab:blue")
+        line(accuracy, val, "top5", "validation top-5", factor=100, color="tab:cyan", linewidth=1)
         best = max(val, key=lambda row: row["top1"])
-        accuracy.annotate(
-            f"best {100 * best['top1']:.1f} % at step {best['step']}",
-            (best["step"], 100 * best["top1"]),
-            textcoords="offset points",
-            xytext=(0, -14),
-            ha="center",
-            fontsize=9,
-        )
+        title = f"best validation top-1: {100 * best['top1']:.1f} %, first at step {best['step']}"
+        accuracy.set_title(title, fontsize=9, loc="left")
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(ylabel="accuracy in %", ylim=(0, 102))
     rate.set(ylabel="rate", xlabel="step", ylim=(0, None))

@@ -1,10 +1,9 @@
 """Reading tars: single members by name, and training samples at their offsets."""
 
-import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,26 +133,13 @@ def read_samples(
     Raises ValueError, naming the shard, where what stands there is not as many whole samples, or larger than
     samples are.
     """
-    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
-
     if not positions:
         return []
-    start, end = int(offsets[positions.start]), int(offsets[positions.stop])
-    largest = int(np.diff(offsets[positions.start : positions.stop + 1]).max(initial=0))
-    if largest > _MAX_SAMPLE:
-        raise ValueError(
-            f"shard {path} has a sample of {largest} bytes, at most {_MAX_SAMPLE} are read: cut its clip into windows"
-        )
-    if end - start > _MAX_READ:
-        raise ValueError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
     path = place(path)
-    data = read(path, start, end)
-    # The slice of a tar between two samples is a tar but for its closing blocks, which tarfile can do without.
-    source = {"url": str(path), "stream": io.BytesIO(data)}
+    data = slice_of(path, offsets, positions, read=read)
     try:
-        _check_members(data)
-        samples = [decode_sample(s) for s in group_by_keys(tar_file_expander([source]))]
-    except (tarfile.TarError, ValueError) as error:
+        samples = list(map(decode_sample, expand([data])))
+    except ValueError as error:
         raise ValueError(f"shard {path} is damaged ({printable(error.args[0])}): run `lipprep shards` again") from error
     if len(samples) != len(positions):
         raise ValueError(
@@ -163,13 +149,75 @@ def read_samples(
     return samples
 
 
-def _check_members(data: bytes) -> None:
-    """Raise ValueError unless `data` is members as lipprep writes them: plain ones, and names too long for a header.
+def slice_of(
+    path: Path | RemotePath,
+    offsets: np.ndarray,
+    positions: range,
+    *,
+    read: Callable[[Path | RemotePath, int, int], bytes] = read_range,
+) -> bytes:
+    """The bytes of the neighbouring samples `positions` of one shard; the arguments are those of `read_samples`.
 
+    Raises ValueError where they are more than samples have.
+    """
+    start, end = int(offsets[positions.start]), int(offsets[positions.stop])
+    largest = int(np.diff(offsets[positions.start : positions.stop + 1]).max(initial=0))
+    if largest > _MAX_SAMPLE:
+        raise ValueError(
+            f"shard {path} has a sample of {largest} bytes, at most {_MAX_SAMPLE} are read: cut its clip into windows"
+        )
+    if end - start > _MAX_READ:
+        raise ValueError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
+    return read(path, start, end)
+
+
+def expand(slices: Iterable[bytes]) -> Iterator[dict]:
+    """The grouped samples of slices of shards, none of them twice, as `decode_sample` takes them.
+
+    The slice of a tar between two samples is a tar but for its closing blocks, which tarfile can do without; so are
+    several of them in a row. A slice is asked for when its turn comes, and what it raises is raised; ValueError where
+    it is no such slice.
+    """
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
+
+    stream = _Pieces(slices)
+    try:
+        yield from group_by_keys(tar_file_expander([{"url": "", "stream": stream}]))
+    except (tarfile.TarError, ValueError) as error:
+        raise stream.error or ValueError(printable(error.args[0])) from error
+    if stream.error is not None:
+        raise stream.error
+
+
+class _Pieces:
+    """A file that gives its bytes in the very pieces that tarfile is about to ask for, whatever length it asks for.
+
+    tarfile reads streams 10 KiB at a time, and joins what it has with each of them.
+    """
+
+    def __init__(self, slices: Iterable[bytes]) -> None:
+        self._pieces = (piece for data in slices for piece in _members(data))
+        self.error: Exception | None = None  # tarfile and webdataset would make others of it
+
+    def read(self, size: int) -> bytes | memoryview:
+        try:
+            return next(self._pieces, b"")
+        except Exception as error:
+            self.error = error
+            return b""
+
+    def close(self) -> None:
+        pass
+
+
+def _members(data: bytes) -> list[bytes | memoryview]:
+    """Headers, contents and paddings of the members of a slice, in order.
+
+    Raises ValueError unless they are members as lipprep writes them: plain ones, and names too long for a header.
     webdataset would unpack a compressed tar, and fill the holes of a sparse member: a few bytes could become any
     number of them.
     """
-    at = 0
+    at, pieces, view = 0, [], memoryview(data)
     if data and not _NAME.match(data):
         raise ValueError("it does not begin with a member's name")
     while at < len(data):
@@ -177,6 +225,10 @@ def _check_members(data: bytes) -> None:
         size = _OCTAL.fullmatch(header[124:136])
         if header[156:157] not in _KINDS or size is None:
             raise ValueError(f"at byte {at} of the sample stands no plain member")
-        at += _BLOCK + -(-int(size[1], 8) // _BLOCK) * _BLOCK
+        content = at + _BLOCK
+        end = content + int(size[1], 8)
+        at = content + -(-(end - content) // _BLOCK) * _BLOCK
+        pieces += [piece for piece in (header, view[content:end], view[end:at]) if len(piece)]
     if at > len(data):
         raise ValueError("its last member is cut short")
+    return pieces

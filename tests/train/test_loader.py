@@ -84,6 +84,7 @@ def test_without_workers_a_thread_reads_one_batch_ahead():
 def test_durations_that_are_none_are_refused(duration, make_shards, tmp_path, monkeypatch):
     folder = make_shards(tmp_path, splits={"train": [1]})
     sample = {"key": "up/1", "mouth": np.zeros((3, 96, 96), np.uint8), "label": 0, "duration": duration}
+    monkeypatch.setattr(loader, "decode_sample", lambda _: sample)
     monkeypatch.setattr(loader, "read_samples", lambda *_, **__: [sample])
     with pytest.raises(ValueError, match=r"train-0000\.tar: clip up/1 has duration"):
         batches_of(folder).read(np.array([[0, 0]]))
