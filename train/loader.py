@@ -12,7 +12,7 @@ import hashlib
 import math
 import multiprocessing
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from lipprep.stages.shard.index import Index
 from lipprep.stages.shard.reader import decode_sample, expand, read_range, read_samples, slice_of
 from lipprep.stages.store import RemoteError
 from lipprep.train.cache import REQUESTS, BlockCache, RemoteShard
+from lipprep.train.device import keep_memory
 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
+_PREFETCH = 2  # batches a worker is ahead
 
 
-class ShardBatches(Dataset):
-    """The batches of one split, indexed by arrays of places, (B, 2) int64.
+class ShardBatches:
+    """The batches of one split, by arrays of places, (B, 2) int64.
 
     A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
     frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, `keys`, a list, and
@@ -73,25 +75,13 @@ class ShardBatches(Dataset):
                 )
             self._files[number] = now
 
-    def __getitem__(self, places: np.ndarray) -> dict | ValueError | RemoteError:
-        # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
-        try:
-            return self.read(places)
-        except RemoteError as error:
-            return RemoteError(str(error))
-        except (ValueError, OSError) as error:
-            why = str(error)
-            try:
-                self.check_unchanged()
-            except ValueError as changed:
-                why = str(changed)
-            return ValueError(why)
+    def read(self, places: np.ndarray, *, room: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> dict:
+        """The batch of the samples at `places` (B, 2) int64; `room` gives an array uint8 of a shape to put it into.
 
-    def read(self, places: np.ndarray) -> dict:
-        """Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch.
-
+        Raises ValueError, naming clip or shard, where a sample is damaged or does not fit the index or the batch, and
         RemoteError where a store does not answer.
         """
+        room = room or (lambda shape: np.empty(shape, np.uint8))
         wanted = [tuple(at) for at in places.tolist()]
         on_disk = not isinstance(self.paths[0], RemotePath)
         if self.cache is not None:
@@ -103,9 +93,8 @@ class ShardBatches(Dataset):
                 # In one pass, which is faster.
                 with contextlib.suppress(ValueError):
                     found = zip(wanted, expand(each(self._bytes, wanted)), strict=True)
-                    return self._batch(
-                        (self._fitting(at[0], decode_sample(sample)) for at, sample in found), len(wanted)
-                    )
+                    samples = (self._fitting(at[0], decode_sample(sample)) for at, sample in found)
+                    return self._batch(samples, len(wanted), room)
             # One by one, to find which it is.
             samples = list(each(self._sample_or_error, wanted))
         damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, ValueError)}
@@ -116,9 +105,9 @@ class ShardBatches(Dataset):
             for row in damaged:
                 samples[row] = whole[row % len(whole)]
         damaged = {row: (wanted[row], str(error)) for row, error in damaged.items()}
-        return {**self._batch(samples, len(samples)), "damaged": damaged}
+        return {**self._batch(samples, len(samples), room), "damaged": damaged}
 
-    def _batch(self, samples: Iterable[dict], count: int) -> dict:
+    def _batch(self, samples: Iterable[dict], count: int, room: Callable[[tuple[int, ...]], np.ndarray]) -> dict:
         """Put `count` samples into a batch, each into its place as soon as it is there."""
         S, lengths, found = self.crop_size, [], []
         video_BTSS = np.empty((count, 0, S, S), np.uint8)
@@ -131,7 +120,7 @@ class ShardBatches(Dataset):
                         f"batch of {count} takes {count * mouth_TSS.nbytes} bytes, at most {_MAX_BATCH} are read: "
                         "lower batch_size, or cut the clip into windows"
                     )
-                larger = _room(count, len(mouth_TSS), S)
+                larger = room((count, len(mouth_TSS), S, S))
                 larger[:row, : video_BTSS.shape[1]] = video_BTSS[:row]
                 video_BTSS = larger
             video_BTSS[row, : len(mouth_TSS)] = mouth_TSS
@@ -143,10 +132,10 @@ class ShardBatches(Dataset):
             row[length:] = 0
         durations = [np.nan if sample["duration"] is None else sample["duration"] for sample in found]
         return {
-            "video": torch.from_numpy(video_BTSS),
-            "lengths": torch.tensor(lengths),
-            "labels": torch.tensor([sample["label"] for sample in found]),
-            "durations": torch.tensor(durations, dtype=torch.float32),
+            "video": video_BTSS,
+            "lengths": np.array(lengths, np.int64),
+            "labels": np.array([sample["label"] for sample in found], np.int64),
+            "durations": np.array(durations, np.float32),
             "keys": [sample["key"] for sample in found],
             "damaged": {},
         }
@@ -200,18 +189,24 @@ class ShardBatches(Dataset):
 
 
 class BatchLoader:
-    """Reads planned batches ahead of their use, in `workers` processes (0: one batch ahead, in a thread)."""
+    """Reads planned batches ahead of their use, in `workers` processes (0: one batch ahead, in a thread).
+
+    The batches are those of `ShardBatches`, as tensors. The memory of a batch's `video` is written to again two batches
+    later: who wants it for longer clones it.
+    """
 
     def __init__(self, batches: ShardBatches, plan: Iterable[np.ndarray], *, workers: int, pin_memory: bool) -> None:
         methods = multiprocessing.get_all_start_methods()
         self._loader = DataLoader(
-            batches,
+            _Reader(batches),
             batch_size=None,
+            collate_fn=_as_it_is,  # torch would make tensors of the small arrays, in shared memory
             sampler=plan,
             num_workers=workers,
+            prefetch_factor=_PREFETCH if workers else None,
             # A process with threads must not fork; a server that has none may.
             multiprocessing_context=("forkserver" if "forkserver" in methods else "spawn") if workers else None,
-            worker_init_fn=_ignore_ctrl_c,
+            worker_init_fn=_begin,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             # Without its own, making an iterator would draw from the generator that dropout draws from.
@@ -223,19 +218,48 @@ class BatchLoader:
         for batch in self._loader if self._loader.num_workers else _ahead(iter(self._loader)):
             if isinstance(batch, ValueError | RemoteError):
                 raise batch
-            yield batch
+            arrays = ("lengths", "labels", "durations")
+            yield {**batch, **{name: torch.from_numpy(batch[name]) for name in arrays}}
 
 
-def _room(clips: int, frames: int, side: int) -> np.ndarray:
-    """Room for the crops of a batch, uint8; in a worker it is shared memory, as that of torch's own collate.
+class _Reader(Dataset):
+    """What a worker does: reads batches into memory that it uses again and again, shared where it is a process.
 
-    A tensor on other memory would be copied there to be sent.
+    Clearing new pages costs more than writing to them.
     """
-    shape = clips, frames, side, side
-    if get_worker_info() is None:
-        return np.empty(shape, np.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape).numpy()
+
+    def __init__(self, batches: ShardBatches) -> None:
+        self._batches = batches
+        # A batch is used while the next ones are read, and might be looked at until the one after it has come.
+        self._rooms: list[torch.UntypedStorage | None] = [None] * (_PREFETCH + 2)
+        self._turn = 0
+
+    def __getitem__(self, places: np.ndarray) -> dict | ValueError | RemoteError:
+        # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
+        self._turn = (self._turn + 1) % len(self._rooms)
+        try:
+            batch = self._batches.read(places, room=self._room)
+        except RemoteError as error:
+            return RemoteError(str(error))
+        except (ValueError, OSError) as error:
+            why = str(error)
+            try:
+                self._batches.check_unchanged()
+            except ValueError as changed:
+                why = str(changed)
+            return ValueError(why)
+        # As a tensor it is sent by its name; small arrays are sent faster as they are.
+        return {**batch, "video": self._tensor(batch["video"].shape)}
+
+    def _room(self, shape: tuple[int, ...]) -> np.ndarray:
+        size, kept = math.prod(shape), self._rooms[self._turn]
+        if kept is None or kept.nbytes() < size:
+            shared = get_worker_info() is not None
+            self._rooms[self._turn] = torch.UntypedStorage._new_shared(size) if shared else torch.UntypedStorage(size)
+        return self._tensor(shape).numpy()
+
+    def _tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(0, dtype=torch.uint8).set_(self._rooms[self._turn], 0, shape)
 
 
 def _stamp(path: Path | RemotePath) -> dict | None:
@@ -260,9 +284,14 @@ def _ahead(batches: Iterator) -> Iterator:
             yield batch
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    """The terminal sends Ctrl-C to workers too, but it is for the main process to end them."""
+def _as_it_is(batch: dict) -> dict:
+    return batch
+
+
+def _begin(worker: int) -> None:
+    # The terminal sends Ctrl-C to workers too, but it is for the main process to end them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
 
 
 def default_workers(device: torch.device, *, beside: int = 1) -> int:

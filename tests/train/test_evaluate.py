@@ -113,7 +113,7 @@ def test_answers_do_not_depend_on_the_batch(trunk, head, shards):
     for parameter in model.parameters():  # away from where a fresh network starts: biases of zero
         torch.nn.init.normal_(parameter, std=0.2)
     batches = ShardBatches(shards, load_index(shards), "test")
-    assert len(set(batches[np.array([[0, i] for i in range(9)])]["lengths"].tolist())) > 1
+    assert len(set(batches.read(np.array([[0, i] for i in range(9)]))["lengths"].tolist())) > 1
 
     def logits(batch_size: int) -> np.ndarray:
         plan = evaluation_plan(places(batches.counts), batch_size=batch_size)

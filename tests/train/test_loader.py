@@ -19,7 +19,7 @@ def batches_of(folder, split="train") -> ShardBatches:
 def test_a_batch_holds_the_samples_of_its_places(shards):
     batches = batches_of(shards)
     places = np.array([[1, 3], [0, 29], [0, 0]])
-    batch = batches[places]
+    batch = batches.read(places)
     index = load_index(shards)
     samples = [
         read_samples(shards / f"train-000{s}.tar", index.offsets[f"train-000{s}.tar"], range(p, p + 1))[0]
@@ -29,24 +29,41 @@ def test_a_batch_holds_the_samples_of_its_places(shards):
     assert batch["labels"].tolist() == [index.labels.index(s["word"]) for s in samples]
     assert batch["lengths"].tolist() == [len(s["mouth"]) for s in samples]
     assert batch["video"].shape == (3, max(batch["lengths"]), 96, 96)
-    for video, sample in zip(batch["video"].numpy(), samples, strict=True):
+    for video, sample in zip(batch["video"], samples, strict=True):
         length = len(sample["mouth"])
         assert np.array_equal(video[:length], sample["mouth"])
         assert not video[length:].any()
 
 
 def test_unknown_durations_are_nan(shards):
-    durations = batches_of(shards)[np.array([[0, 0], [0, 1]])]["durations"]
+    durations = batches_of(shards).read(np.array([[0, 0], [0, 1]]))["durations"]
     assert durations[0] == pytest.approx(0.24)
-    assert durations[1].isnan()
+    assert np.isnan(durations[1])
 
 
 def test_workers_change_nothing(shards):
     batches = batches_of(shards)
     plan = training_plan(batches.counts, seed=0, epoch=0, batch_size=8)
-    alone, shared = (list(BatchLoader(batches, plan, workers=w, pin_memory=False)) for w in (0, 2))
-    assert [b["keys"] for b in alone] == [b["keys"] for b in shared]
-    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(alone, shared, strict=True))
+    loaders = [BatchLoader(batches, plan, workers=workers, pin_memory=False) for workers in (0, 2)]
+    for places_, alone, shared in zip(plan, *loaders, strict=True):
+        wanted = batches.read(places_)
+        for batch in (alone, shared):
+            assert batch["keys"] == wanted["keys"]
+            assert all(np.array_equal(batch[name], wanted[name]) for name in ("video", "lengths", "labels"))
+            assert all(isinstance(batch[name], torch.Tensor) for name in ("video", "lengths", "labels", "durations"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_used_again_but_not_while_a_batch_may_be_looked_at(shards, workers):
+    batches = batches_of(shards)
+    plan = training_plan(batches.counts, seed=0, epoch=0, batch_size=4)
+    before = None
+    for number, batch in enumerate(BatchLoader(batches, plan, workers=workers, pin_memory=False)):
+        assert np.array_equal(batch["video"], batches.read(plan[number])["video"])
+        if before is not None:  # all is read that can be, by now
+            assert np.array_equal(before["video"], batches.read(plan[number - 1])["video"])
+        before = batch
+    assert number > 8
 
 
 def test_a_loader_may_be_read_again(shards):
@@ -62,20 +79,21 @@ def test_a_missing_split_names_those_there(shards):
         batches_of(shards, "unseen")
 
 
-def test_without_workers_a_thread_reads_one_batch_ahead():
-    class Slow:
+def test_without_workers_a_thread_reads_one_batch_ahead(shards):
+    class Watched(ShardBatches):
         begun = threading.Event()
 
-        def __getitem__(self, number):
-            if number == 1:
+        def read(self, places, **room):
+            if places[0, 1] == 1:
                 self.begun.set()
-            return {"number": number}
+            return super().read(places, **room)
 
     before = threading.active_count()
-    batches = iter(BatchLoader(Slow(), range(9), workers=0, pin_memory=False))
-    assert next(batches) == {"number": 0}
-    assert Slow.begun.wait(60)
-    assert next(batches) == {"number": 1}
+    plan = [np.array([[0, n]]) for n in range(9)]
+    batches = iter(BatchLoader(Watched(shards, load_index(shards), "train"), plan, workers=0, pin_memory=False))
+    assert next(batches)["keys"][0].endswith("_00000")
+    assert Watched.begun.wait(60)
+    assert next(batches)["keys"][0].endswith("_00001")
     batches.close()
     assert threading.active_count() == before
 

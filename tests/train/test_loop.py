@@ -66,10 +66,10 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
 
     read, count = ShardBatches.read, itertools.count()
 
-    def cut_off(batches, places):
+    def cut_off(batches, places, **room):
         if how == "network" and batches.paths[0].name.startswith("train") and next(count) == 7:
             raise RemoteError(f"no answer{AGAIN}")
-        return read(batches, places)
+        return read(batches, places, **room)
 
     monkeypatch.setattr(loop.Step, "__call__", disturbed)
     monkeypatch.setattr(ShardBatches, "read", cut_off)

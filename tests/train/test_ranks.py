@@ -122,11 +122,11 @@ def test_one_that_fails_ends_all_with_its_message_and_the_run_goes_on_to_the_bit
 import os
 from lipprep.train.loader import ShardBatches
 read, calls = ShardBatches.read, []
-def fails(batches, places):
+def fails(batches, places, **room):
     calls.append(None)
     if len(calls) == 5 and os.environ["RANK"] == "1":
         raise ValueError("shard x is damaged")
-    return read(batches, places)
+    return read(batches, places, **room)
 ShardBatches.read = fails
 """
     whole, broken = arguments(shards, tmp_path / "a", *settings), arguments(shards, tmp_path / "b", *settings)
@@ -152,11 +152,11 @@ import os
 from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train.loader import ShardBatches
 read, calls = ShardBatches.read, []
-def fails(batches, places):
+def fails(batches, places, **room):
     calls.append(None)
     if len(calls) == 3 and os.environ["RANK"] == "0":
         raise RemoteError(f"no answer{AGAIN}")
-    return read(batches, places)
+    return read(batches, places, **room)
 ShardBatches.read = fails
 """
     done = end(start(arguments(shards, tmp_path / "a", *tiny, *EXACT), world=2, code=code))
