@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-landmarks bench-grid clean have-videos have-grid
+.PHONY: help setup test test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -120,6 +120,9 @@ bench: $(SETUP)  ## time every stage and print each figure beside its limit
 
 bench-scale: $(SETUP)  ## a million rows, a hundred thousand clips, two workers, Dask beside loky (half an hour)
 	for part in rows clips workers engines; do $(BIN)/python benchmarks/scale.py $$part || exit 1; done
+
+bench-train: $(SETUP)  ## reading and training against what people do today (half an hour)
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
 	$(BIN)/python benchmarks/landmarks.py $(ARGS)

@@ -26,6 +26,7 @@ TARGETS = {
     "shards": "lipprep shards",
     "bench": "benchmarks/bench.py",
     "bench-scale": "benchmarks/scale.py",
+    "bench-train": "benchmarks/training.py",
     "bench-landmarks": "benchmarks/landmarks.py",
     "bench-grid": "benchmarks/grid.py",
     "clean": "rm -rf build",
@@ -65,7 +66,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-cluster", "test-real", "chaos", "lint", "format",
-        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-landmarks", "bench-grid", "clean",
+        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-grid",
+        "clean",
     ]  # fmt: skip
 
 

@@ -116,3 +116,29 @@ def test_recipes_and_settings_are_shown(tmp_path, monkeypatch):
     again = call("train", "--recipe", "mine.yaml", "--show-config").stdout
     assert "lr: 0.5" in again and [p.name for p in Path().iterdir()] == ["mine.yaml"]
     assert "Missing option '--shards'" in call("train", code=2).output
+
+
+def test_a_dry_run_tells_what_a_run_will_take_and_keeps_nothing(shards, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = call("train", "--shards", shards, "--recipe", "compact", "--device", "cpu", "--dry-run", *tiny).stdout
+    for part in ("network", "memory", "wait", "forward", "backward", "optimizer", "checkpoint", "epoch", "run"):
+        assert f"\n{part} " in words
+    told = json.loads(call("train", "--shards", shards, "--recipe", "compact", "--dry-run", "--json", *tiny).stdout)
+    assert told["steps"] == 180 and told["batch"][0] == 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_clips_are_learnt_by_heart_with_settings_that_are_shown(shards, tiny, tmp_path):
+    shown = call("train", "--recipe", "compact", "--overfit", 8, "--show-config", "lr=0.01").stdout
+    assert "overfit: 8" in shown and "random_crop: false" in shown and "lr: 0.01" in shown
+    few = [*tiny, "max_steps=2", "eval_every=1"]
+    words = call(
+        "train", "--shards", shards, "--recipe", "compact", "--run", tmp_path / "r", "--overfit", 8, *few
+    ).stdout
+    assert "8 clips by heart: they are not learnt" in words
+
+
+def test_a_run_that_max_time_ended_says_how_to_go_on(shards, tiny, tmp_path):
+    run = tmp_path / "r"
+    words = call("train", "--shards", shards, "--recipe", "compact", "--run", run, *tiny, "max_time=1e-9").stdout
+    assert f"max_time is over; to go on: lipprep train --shards {shards} --run {run} --resume auto" in words

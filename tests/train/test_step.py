@@ -1,6 +1,9 @@
 """One update: what is done to gradients and averages, and how a slice is dealt with."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,3 +121,26 @@ def test_the_precision_of_auto_is_the_one_that_was_measured_to_be_fastest(recipe
     assert training_precision(CPU, "auto", model) == expected
     assert training_precision(CPU, "fp16", model) == "fp16"
     assert training_precision(torch.device("cuda"), "auto", model) == "bf16"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that gives memory back")
+def test_memory_that_a_step_frees_is_kept():
+    script = """
+import resource, torch
+from lipprep.train.device import keep_memory
+keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16 << 20)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def faults(**more: str) -> int:
+        done = subprocess.run([sys.executable, "-c", script], env={**kept, **more}, capture_output=True, check=True)
+        return int(done.stdout)
+
+    assert faults() < 10 < faults(MALLOC_ARENA_MAX="2")  # which leaves it to whoever set it
