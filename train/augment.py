@@ -153,18 +153,24 @@ def _sample(frames_RTHW: Tensor, theta_R23: np.ndarray, crop_size: int) -> Tenso
 def _normalise(
     video_BTHW: Tensor, lengths: np.ndarray, gain: np.ndarray, bias: np.ndarray, options: AugmentOptions
 ) -> Tensor:
-    """((video / 255 - mean) / std) * gain + bias, less the mean frame if so wanted, zero in the padding."""
+    """((video / 255 - mean) / std) * gain + bias, less the mean frame if so wanted, zero in the padding.
+
+    In place where `video_BTHW` is of floats, in as few passes as there can be: with the mean frame goes all that is
+    added to each pixel, and one factor is as good as two.
+    """
     factor = gain / (255 * options.std)
-    offset = bias - gain * options.mean / options.std
-    factor_B, offset_B = (_to(v.astype(np.float32), video_BTHW)[:, None, None, None] for v in (factor, offset))
-    x_BTHW = (video_BTHW * factor_B).add_(offset_B)
-    padding_BT = np.arange(x_BTHW.shape[1]) >= lengths[:, None]
-    _fill_frames(x_BTHW, padding_BT, 0.0)
     if options.subtract_mean_frame:
-        lengths_B = _to(lengths, x_BTHW)[:, None, None]
-        mean_B1HW = (x_BTHW.sum(1) / lengths_B)[:, None]
-        x_BTHW.sub_(mean_B1HW).mul_(options.mean_frame_gain)
+        factor = factor * options.mean_frame_gain
+    factor_B = _to(factor.astype(np.float32), video_BTHW)[:, None, None, None]
+    x_BTHW = video_BTHW.mul_(factor_B) if video_BTHW.is_floating_point() else video_BTHW * factor_B
+    padding_BT = np.arange(x_BTHW.shape[1]) >= lengths[:, None]
+    if options.subtract_mean_frame:
         _fill_frames(x_BTHW, padding_BT, 0.0)
+        x_BTHW.sub_((x_BTHW.sum(1) / _to(lengths, x_BTHW)[:, None, None])[:, None])
+    else:
+        offset = bias - gain * options.mean / options.std
+        x_BTHW.add_(_to(offset.astype(np.float32), video_BTHW)[:, None, None, None])
+    _fill_frames(x_BTHW, padding_BT, 0.0)
     return x_BTHW
 
 
@@ -199,5 +205,5 @@ def _splice(x_RTHW: Tensor, partner: np.ndarray, draws: Draws) -> Tensor:
 
 def _fill_frames(x_BTHW: Tensor, chosen_BT: np.ndarray, value: Tensor | float) -> None:
     """Set the chosen frames, in place. Positions from the host: a mask on the device would be waited for."""
-    positions = _to(chosen_BT.ravel().nonzero()[0], x_BTHW)
-    x_BTHW.flatten(0, 1)[positions] = value
+    if chosen_BT.any():
+        x_BTHW.flatten(0, 1)[_to(chosen_BT.ravel().nonzero()[0], x_BTHW)] = value

@@ -66,7 +66,7 @@ def trained(shards: Path, run: Path, *settings: str, world: int = 1) -> list[dic
 
 @pytest.mark.parametrize(("world", "synced"), [(2, False), (3, True)])
 def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, shards, tiny, tmp_path):
-    settings = [*tiny, *EXACT, "augment.mixup=0.4"]
+    settings = [*tiny, *EXACT, "augment.mixup=0.4", "augment.cutmix=0.5", "augment.erasing=0.3", "clip_norm=5"]
     alone = trained(shards, tmp_path / "a", *settings, f"accumulate={1 if synced else world}")
     together = trained(shards, tmp_path / "b", *settings, f"sync_batchnorm={synced}", world=world)
     assert [row["step"] for row in alone] == [row["step"] for row in together]
