@@ -83,7 +83,7 @@ def train(
     kept = ranks.of_main(lambda: Kept((run / BEST).is_file(), resume is not None and has_evaluation(run, resume.step)))
     where = {"device": device, "cache": cache, "cache_size": cache_size}
     how = {"skip_corrupt": skip_corrupt, "other_shards": other_shards}
-    with ranks.agreed(), enough_memory(config):
+    with ranks.agreed(), explained(config):
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
         step = work.step()
     config, index, total, per_epoch = work.config, work.index, work.total, work.per_epoch
@@ -127,7 +127,7 @@ def train(
         profile = stack.enter_context(tracing(run / TRACE, work.device)) if trace and ranks.main else None
         watch = Watch(work, run, writing, bar)
         pressed = stack.enter_context(_interrupted())
-        stack.enter_context(enough_memory(config))
+        stack.enter_context(explained(config))
         stack.enter_context(_resumable(run, rescue, ranks))
 
         def validate() -> None:
@@ -265,8 +265,8 @@ def _check_weights(model: torch.nn.Module, *, step: int) -> None:
 
 
 @contextlib.contextmanager
-def enough_memory(config: Config) -> Iterator[None]:
-    """Where memory does not suffice, say what to lower."""
+def explained(config: Config) -> Iterator[None]:
+    """Where memory does not suffice, or torch.compile does not, say what to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -278,6 +278,9 @@ def enough_memory(config: Config) -> Iterator[None]:
                 f"out of memory: lower batch_size (it is {config.batch_size}), or take each batch in {more} parts with "
                 f"accumulate={more}; precision=bf16 takes less, too ({text.splitlines()[0] if text else 'no details'})"
             ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(text.splitlines()[:2])
+            raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
         if "DataLoader worker" in text:
             raise ValueError(
                 f"a process that reads clips ended ({text.splitlines()[0]}): if it was for want of memory, lower "

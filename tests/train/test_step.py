@@ -1,6 +1,7 @@
 """One update: what is done to gradients and averages, and how a slice is dealt with."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 
 from lipprep.train.config import load_recipe
 from lipprep.train.device import new_model, place, training_precision
+from lipprep.train.loop import explained
 from lipprep.train.step import Step, averaged
 from lipprep.train.timing import PARTS, Clock, Waiting
 
@@ -144,3 +146,20 @@ print(faults())
         return int(done.stdout)
 
     assert faults() < 10 < faults(MALLOC_ARENA_MAX="2")  # which leaves it to whoever set it
+
+
+# What the compiler itself warns of is not ours.
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_does_the_same_and_a_compiler_that_fails_is_told_of(tiny, monkeypatch):
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(original, backend="eager"))
+    losses = [made(tiny, setting)[1](batch(), step=0, lr=1e-3)[0].item() for setting in ("seed=1", "compile=true")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+    def fails(*_):
+        raise RuntimeError("there is no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(original, backend=fails))
+    config = load_recipe("compact", tiny)
+    with pytest.raises(ValueError, match=r"leave out compile=true .*there is no compiler"), explained(config):
+        made(tiny, "compile=true")[1](batch(), step=0, lr=1e-3)
