@@ -29,11 +29,13 @@ class Config:
     meant for. `warmup` is the part of all steps in which the rate rises linearly; from there it falls as a
     cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
     `batch_size` clips of all processes together make a step; each process takes its part of them in `accumulate`
-    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. Gradients are shortened
-    to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the weights (0: none), which is
-    then what is validated, evaluated and used to read. `init_from` is a run or a checkpoint whose weights a run
-    begins with, as far as their names and shapes agree. `overfit` is the number of clips that are trained on and
-    validated on, so that a network that cannot learn is found in minutes.
+    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. In the first
+    `augment_after` steps nothing is mixed, masked, erased or shortened.
+
+    Gradients are shortened to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the
+    weights (0: none), which is then what is validated, evaluated and used to read. `init_from` is a run or a
+    checkpoint whose weights a run begins with, as far as their names and shapes agree. `overfit` is the number of
+    clips that are trained on and validated on, so that a network that cannot learn is found in minutes.
 
     `eval_every` and `save_every` count steps; without them, a run validates and saves last.pt after every epoch.
     `keep_every` steps a checkpoint is kept as step-N.pt. `max_time` is in seconds, of each start of the run: after it,
@@ -58,6 +60,7 @@ class Config:
     label_smoothing: float = 0.0
     accumulate: int = 1
     sync_batchnorm: bool = False
+    augment_after: int = 0
     clip_norm: float | None = None
     ema: float = 0.0
     init_from: str | None = None
@@ -81,7 +84,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")
-        for name in ("seed", "workers", "weight_decay"):
+        for name in ("seed", "workers", "weight_decay", "augment_after"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, it must not be negative")

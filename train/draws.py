@@ -58,6 +58,10 @@ class AugmentOptions:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
 
+    def whole(self) -> "AugmentOptions":
+        """The same, but nothing is mixed, masked, erased or shortened."""
+        return dataclasses.replace(self, mixup=0.0, cutmix=0.0, time_mask=0, erasing=0.0, variable_length=False)
+
     @property
     def is_affine(self) -> bool:
         return bool(self.scale or self.aspect or self.rotation or self.shift)

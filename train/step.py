@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, train_batch
 from lipprep.train.config import Config
 from lipprep.train.device import autocast
-from lipprep.train.draws import draw, partners
+from lipprep.train.draws import AugmentOptions, draw, partners
 from lipprep.train.epoch import rank_rows
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.sync_norm import synchronised
@@ -59,7 +59,7 @@ class Step:
 
     def rows(self, step: int) -> np.ndarray:
         """The clips of the global batch of a step that this process needs: its own, then those mixed with them."""
-        partner = partners(self._clips, self._config.augment, seed=(self._config.seed, step))
+        partner = partners(self._clips, self._options(step), seed=(self._config.seed, step))
         if partner is None:
             return self._own
         return np.concatenate([self._own, np.setdiff1d(partner[self._own], self._own)])
@@ -69,11 +69,11 @@ class Step:
 
         Returns the mean loss of this process's own clips, and the part of them that was read right, (2,) on the device.
         """
-        config, own = self._config, self._own
+        config, own, options = self._config, self._own, self._options(step)
         seed, rows = (config.seed, step), self.rows(step)
         known = np.stack([batch["lengths"].numpy(), batch["durations"].numpy()], axis=1, dtype=np.float64)
         lengths_B, durations_B = self._ranks.gather(known[: len(own)]).T
-        draws = draw(lengths_B.astype(np.int64), durations_B, config.augment, size=self._size, fps=self._fps, seed=seed)
+        draws = draw(lengths_B.astype(np.int64), durations_B, options, size=self._size, fps=self._fps, seed=seed)
         self._mark("augment")
         video_RTSS = batch["video"].to(self._device, non_blocking=True)
         labels_R = batch["labels"].to(self._device, non_blocking=True)
@@ -96,7 +96,7 @@ class Step:
                 order = np.argsort(rows)
                 here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)]).to(self._device)
                 video, labels = video_RTSS[here], labels_R[here]
-            augmented = train_batch(video, draws, config.augment, rows=needed, wanted=len(mine), frames=frames)
+            augmented = train_batch(video, draws, options, rows=needed, wanted=len(mine), frames=frames)
             if self.show is not None:
                 self.show(augmented, labels)
                 self.show = None
@@ -119,6 +119,10 @@ class Step:
             self._average.update_parameters(self.model)
         self._mark("optimizer")
         return told
+
+    def _options(self, step: int) -> AugmentOptions:
+        augment = self._config.augment
+        return augment.whole() if step < self._config.augment_after else augment
 
     def _mark(self, part: str) -> None:
         if self.clock is not None:

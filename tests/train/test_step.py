@@ -163,3 +163,14 @@ def test_a_compiled_network_does_the_same_and_a_compiler_that_fails_is_told_of(t
     config = load_recipe("compact", tiny)
     with pytest.raises(ValueError, match=r"leave out compile=true .*there is no compiler"), explained(config):
         made(tiny, "compile=true")[1](batch(), step=0, lr=1e-3)
+
+
+def test_clips_are_whole_until_augmentation_begins(tiny):
+    settings = ["augment.mixup=0.4", "augment.cutmix=0.4", "augment.erasing=1", "augment.time_mask=4"]
+    _, late = made(tiny, *settings, "augment_after=1")
+    _, never = made(tiny)
+    _, always = made(tiny, *settings)
+    assert np.array_equal(late.rows(0), never.rows(0))
+    losses = [[step(batch(n), step=n, lr=1e-3)[0].item() for n in range(2)] for step in (late, never, always)]
+    assert losses[0][0] == losses[1][0] != losses[2][0]
+    assert losses[0][1] != losses[1][1]
