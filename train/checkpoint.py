@@ -153,7 +153,9 @@ def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
             waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int | float) and not abs(value) <= _MAX_SETTING:
             raise ValueError(f"the settings model.* hold the number {value!r:.40}")
-    for tensor in weights.values():
+    for name, tensor in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"a weight is called {name!r:.40}, which is no name")
         if not isinstance(tensor, torch.Tensor) or tensor.numel() > tensor.untyped_storage().nbytes():
             raise ValueError("its weights are no tensors, or hold more numbers than bytes")
         there += tensor.numel()

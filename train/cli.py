@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -68,7 +69,7 @@ DEVICE = click.option(
 @click.option("--resume", metavar="auto|PATH", help="Go on where --run stopped, or from a run or a checkpoint file.")
 @click.option("--overfit", metavar="N", type=click.IntRange(1), help="Learn N clips by heart, to see that it can.")
 @click.option("--dry-run", is_flag=True, help="One batch through everything: print its times and memory, keep nothing.")
-@click.option("--skip-corrupt", is_flag=True, help="Leave out clips that cannot be read, up to 0.1 % of them.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out clips that cannot be read: up to 0.1 % of them, or one.")
 @click.option("--other-shards", is_flag=True, help="Resume although these are not the shards that the run began with.")
 @click.option("--trace", is_flag=True, help="Write RUN/trace.json, for Perfetto: what a step spends its time on.")
 @click.option("--show-config", is_flag=True, help="Print the settings, as YAML that --recipe reads, and train nothing.")
@@ -111,10 +112,14 @@ def train(
 
         overrides = (*overfitting(overfit), *overrides)
     if show_config:
-        from lipprep.train.config import config_text
-        from lipprep.train.run import open_run
+        from lipprep.train.config import config_text, load_config
+        from lipprep.train.run import CONFIG, open_run
 
-        click.echo(config_text(open_run(run, recipe=recipe, overrides=overrides, resume=resume)[1]), nl=False)
+        if resume is None and recipe is None and run is not None and (run / CONFIG).is_file():
+            config = load_config(run / CONFIG, overrides)
+        else:
+            config = open_run(run if resume else None, recipe=recipe, overrides=overrides, resume=resume)[1]
+        click.echo(config_text(config), nl=False)
         return
     if shards is None:
         raise click.UsageError("Missing option '--shards': name the folder with the shards, or its URL.")
@@ -127,6 +132,11 @@ def train(
     if dry_run:
         from lipprep.train.rehearse import rehearse, told
 
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise click.UsageError(
+                "--dry-run is for one process. To see what one of W takes, run it without torchrun, and with a W-th of "
+                "the batch_size."
+            )
         _, config, checkpoint = open_run(run if resume else None, recipe=recipe, overrides=overrides, resume=resume)
         rehearsal = rehearse(config, shards=shards, device=device, resume=checkpoint, **kept)
         click.echo(json.dumps(dataclasses.asdict(rehearsal)) if as_json else "\n".join(told(rehearsal)))
@@ -157,7 +167,7 @@ def train(
         click.echo(f"max_time is over; to go on: lipprep train --shards {shards} --run {folder} --resume auto")
     if config.overfit:
         learnt = "they are learnt" if outcome.ended == "learned" else "they are not learnt: look at lr, data and labels"
-        click.echo(f"{config.overfit} clips by heart: {learnt}")
+        click.echo(f"{outcome.validated} clips by heart: {learnt}")
     if outcome.best is not None:
         click.echo(f"best validation accuracy: {100 * outcome.best:.1f} %")
     for path in outcome.files:

@@ -88,6 +88,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, it must not be negative")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"seed is {self.seed}, it must be below 2**63")
         for name in ("lr", "clip_norm", "max_time"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -101,7 +103,7 @@ def overfitting(clips: int) -> list[str]:
     """The overrides with which a network is to learn `clips` clips by heart: nothing by chance, nothing in its way."""
     chance = ("random_crop", "variable_length", "flip", "mixup", "cutmix", "time_mask", "erasing")
     chance += ("gain", "bias", "scale", "aspect", "rotation", "shift")
-    still = {f"augment.{name}": 0 for name in chance} | {"model.head.dropout": 0, "label_smoothing": 0, "ema": 0}
+    still = {f"augment.{name}": 0 for name in chance} | {"label_smoothing": 0, "ema": 0}
     still |= {"overfit": clips, "epochs": 100_000, "max_steps": 300, "eval_every": 25, "save_every": 100}
     return [f"{name}={value}" for name, value in still.items()]
 

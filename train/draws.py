@@ -54,6 +54,8 @@ class AugmentOptions:
         for name in ("mixup", "cutmix", "time_mask", "gain", "bias", "rotation", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if self.time_mask > 1 << 20:
+            raise ValueError(f"time_mask is {self.time_mask} frames: no clip has as many")
         for name in ("scale", "aspect"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")

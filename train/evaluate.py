@@ -56,11 +56,11 @@ def classify(
             parts = []
             for rows_b in rows:
                 lengths_b = lengths_B[rows_b]
-                video_bTSS = batch["video"][rows_b, : lengths_b.max()].to(device, non_blocking=True)
+                video_bTSS = batch["video"][rows_b, : lengths_b.max()].to(device, non_blocking=device.type == "cuda")
                 x_b1TSS = eval_batch(video_bTSS, lengths_b, options)
                 with autocast(device, precision):
-                    parts.append(model(x_b1TSS, lengths_b.to(device, non_blocking=True)).float())
-            logits.append(torch.cat(parts)[torch.cat(rows).argsort().to(device, non_blocking=True)])
+                    parts.append(model(x_b1TSS, lengths_b.to(device, non_blocking=device.type == "cuda")).float())
+            logits.append(torch.cat(parts)[torch.cat(rows).argsort().to(device, non_blocking=device.type == "cuda")])
             labels.append(batch["labels"])
             keys += batch["keys"]
     return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), keys

@@ -30,6 +30,7 @@ from lipprep.train.device import keep_memory
 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 _PREFETCH = 2  # batches a worker is ahead
+_TRIES = 16  # neighbours of a damaged clip
 
 
 class ShardBatches:
@@ -37,8 +38,8 @@ class ShardBatches:
 
     A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
     frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, `keys`, a list, and
-    `damaged`, a dictionary of rows: the place of a clip that cannot be read, and why. With `skip_damaged` another clip
-    of the batch stands in for such a one.
+    `damaged`, a dictionary of rows: the place of a clip that cannot be read, and why. With `skip_damaged` the next clip
+    of its shard that can be read stands in for such a one, which is the same whoever reads it.
     """
 
     def __init__(
@@ -99,11 +100,10 @@ class ShardBatches:
             samples = list(each(self._sample_or_error, wanted))
         damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, ValueError)}
         if damaged:
-            whole = [sample for sample in samples if not isinstance(sample, ValueError)]
-            if not whole or not self.skip_damaged:
+            if not self.skip_damaged:
                 raise damaged[min(damaged)]
             for row in damaged:
-                samples[row] = whole[row % len(whole)]
+                samples[row] = self._instead_of(*wanted[row])
         damaged = {row: (wanted[row], str(error)) for row, error in damaged.items()}
         return {**self._batch(samples, len(samples), room), "damaged": damaged}
 
@@ -144,6 +144,16 @@ class ShardBatches:
         shard, position = at
         read = read_range if self.cache is None else lambda *_: self.cache.read(self._remote(shard), position)
         return slice_of(self.paths[shard], self.offsets[shard], range(position, position + 1), read=read)
+
+    def _instead_of(self, shard: int, position: int) -> dict:
+        """The next clip of a shard that can be read. Raises ValueError where there is none for a while."""
+        for step in range(1, min(_TRIES, self.counts[shard])):
+            sample = self._sample_or_error((shard, (position + step) % self.counts[shard]))
+            if isinstance(sample, dict):
+                return sample
+        raise ValueError(
+            f"shard {self.paths[shard]} is damaged from its clip {position} on: run `lipprep shards` again"
+        )
 
     def _sample_or_error(self, at: tuple[int, int]) -> dict | ValueError:
         try:
@@ -289,8 +299,10 @@ def _as_it_is(batch: dict) -> dict:
 
 
 def _begin(worker: int) -> None:
-    # The terminal sends Ctrl-C to workers too, but it is for the main process to end them.
+    # Terminals and schedulers signal all processes of a run, but it is for the main one to end the others. It does that
+    # with SIGTERM, too, so that a second one counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     keep_memory()
 
 

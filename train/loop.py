@@ -35,7 +35,7 @@ from lipprep.train.report import CURVES, FIRST_BATCH, SUMMARY, draw_batch, draw_
 from lipprep.train.run import CONFIG
 from lipprep.train.step import Step
 from lipprep.train.timing import peak_memory, tracing
-from lipprep.train.watch import REMEDY, Skipped, Watch
+from lipprep.train.watch import Skipped, Watch
 
 TRACE = "trace.json"
 
@@ -51,6 +51,7 @@ class Outcome:
     best: float | None
     seconds: float
     ended: str
+    validated: int  # clips
     files: list[Path]
 
 
@@ -90,6 +91,8 @@ def train(
     if ranks.main:
         run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)
+        for left in run.glob(".*.pt.*.tmp"):  # by a run that was killed while it saved
+            left.unlink(missing_ok=True)
         if work.done == 0:
             step.show = lambda batch, labels: draw_batch(batch, labels, list(index.labels), run / FIRST_BATCH)
     reading = {"workers": config.resolved["workers"], "pin_memory": work.device.type == "cuda"}
@@ -103,8 +106,10 @@ def train(
 
     def save(name: str) -> None:
         if ranks.main:
-            _check_weights(work.model, step=work.done)
-            work.batches.check_unchanged()
+            if not _are_finite(work.model):
+                raise watch.failed(f"a weight after step {work.done}", math.nan)
+            for batches in filter(None, (work.batches, work.val)):
+                batches.check_unchanged()
             save_checkpoint(run / name, work.checkpoint())
 
     def rescue() -> None:
@@ -136,7 +141,7 @@ def train(
             figures = _validate(work, skipped.noted("val", validation), ranks)
             with ranks.agreed():
                 if not math.isfinite(figures["loss"]):
-                    raise ValueError(f"the validation loss after step {work.done} is {figures['loss']}: {REMEDY}")
+                    raise watch.failed(f"the validation loss after step {work.done}", figures["loss"])
             last.update(step=work.done, **figures)
             if work.best is None or figures["top1"] > work.best:
                 work.best = figures["top1"]
@@ -156,9 +161,15 @@ def train(
             if stops or times_out:
                 ended = "interrupted" if stops else "max_time"
                 break
-            with watch.waiting.for_batch():
-                batch = next(loader)
-            skipped.note("train", batch["damaged"])
+            try:
+                with watch.waiting.for_batch():
+                    batch = next(loader)
+                skipped.note("train", batch["damaged"])
+            except (ValueError, RuntimeError) as error:
+                rescue()
+                if pressed:  # and the signal has ended a reader, too
+                    raise KeyboardInterrupt from error
+                raise ValueError(f"{_of_reader(error)}. {_go_on(run, ranks)}") from error
             lr = learning_rate(work.done, total=total, config=config)
             watch.step(step(batch, step=work.done, lr=lr), batch["keys"])
             work.done += 1
@@ -169,6 +180,8 @@ def train(
             logs = done % config.log_every == 0 or done == total
             if eager or logs or saves or keeps:
                 watch.look()
+                if skip_corrupt and ranks.world > 1:
+                    skipped.check()
             if logs:
                 watch.line(lr=lr)
             if saves:
@@ -191,7 +204,8 @@ def train(
                 save(LAST)
     if ended == "interrupted":
         raise KeyboardInterrupt
-    outcome = Outcome(work.done, work.best, time.monotonic() - started, ended or "steps", [])
+    validated = 0 if work.val is None else len(work.to_validate())
+    outcome = Outcome(work.done, work.best, time.monotonic() - started, ended or "steps", validated, [])
     if not ranks.main:
         return outcome
     write_summary(run, _summary(work, outcome, watch, skipped, last))
@@ -257,11 +271,27 @@ def _planned(work: Work, step: Step) -> Iterator[np.ndarray]:
             number += 1
 
 
-def _check_weights(model: torch.nn.Module, *, step: int) -> None:
-    """Raise ValueError where a weight, or a running statistic, is no finite number: none of it is worth saving."""
-    finite = [value.isfinite().all() for value in model.state_dict().values()]
-    if not torch.stack(finite).all():
-        raise ValueError(f"weights after step {step} are no finite numbers: {REMEDY}")
+def _are_finite(model: torch.nn.Module) -> bool:
+    """Whether all weights and running statistics are numbers: else none of it is worth saving."""
+    return bool(torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all())
+
+
+def _of_reader(error: Exception) -> str:
+    """What went wrong with reading, and what to do about it."""
+    text = str(error).partition("\n")[0]
+    if "DataLoader worker" in text:
+        return (
+            f"a process that reads clips ended ({text}): if that was for want of memory, lower workers or batch_size; "
+            "in a container, give it more shared memory (docker: --shm-size)"
+        )
+    if " is damaged" in text:
+        return f"{text}, or add --skip-corrupt to leave such clips out, up to 0.1 % of them"
+    return text
+
+
+def _go_on(run: Path, ranks: Ranks) -> str:
+    saved = "The run is saved: go on" if ranks.main else "Go on from where the run was saved last,"
+    return f"{saved} with `--run {run} --resume auto`"
 
 
 @contextlib.contextmanager
@@ -281,11 +311,8 @@ def explained(config: Config) -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(text.splitlines()[:2])
             raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
-        if "DataLoader worker" in text:
-            raise ValueError(
-                f"a process that reads clips ended ({text.splitlines()[0]}): if it was for want of memory, lower "
-                "workers, or batch_size; in a container, give it more shared memory (docker: --shm-size)"
-            ) from error
+        if "DataLoader worker" in text:  # while it validates
+            raise ValueError(_of_reader(error)) from error
         raise
 
 
@@ -296,9 +323,7 @@ def _resumable(run: Path, stop: Callable[[], None], ranks: Ranks) -> Iterator[No
         yield
     except RemoteError as error:
         stop()
-        why = str(error).removesuffix(AGAIN)
-        saved = "The run is saved: go on" if ranks.main else "Go on from where the run was saved last,"
-        raise RemoteError(f"{why}. {saved} with `--run {run} --resume auto`") from error
+        raise RemoteError(f"{str(error).removesuffix(AGAIN)}. {_go_on(run, ranks)}") from error
 
 
 @contextlib.contextmanager

@@ -84,6 +84,6 @@ def has_evaluation(run: Path, step: int) -> bool:
 def _step(line: str) -> float:
     """The step of a line; infinity for one that a kill cut short."""
     try:
-        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
-    except ValueError:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
         return float("inf")

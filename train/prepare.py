@@ -26,6 +26,8 @@ from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.resume import check_resumable, load_moments, warn_of_changes
 from lipprep.train.step import Step, averaged
 
+SMALLEST = 32  # pixels of a crop's side: the trunks halve it four times
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -142,6 +144,10 @@ def prepare(
             f"the crops of the shards are {index.crop_size} pixels wide, augment.crop_size={config.augment.crop_size} "
             "cannot be cut from them: lower it, or make the shards with a larger --crop-size"
         )
+    if config.augment.crop_size < SMALLEST:
+        raise ValueError(
+            f"augment.crop_size={config.augment.crop_size} is too small for any network: {SMALLEST} or more"
+        )
     if index.profile != config.profile and ranks.main:
         warn(
             f"recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
@@ -150,6 +156,12 @@ def prepare(
 
     torch.manual_seed(config.seed)
     model = place(new_model(config.model, num_classes=len(index.labels)), where)
+    if config.overfit:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    if config.compile and model.frontend3D.skips_padding:
+        raise ValueError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
     if config.init_from is not None and resume is None:
         _initialise(model, Path(config.init_from), index, tell=ranks.main)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -163,6 +175,8 @@ def prepare(
     workers = default_workers(where, beside=ranks.beside) if config.workers is None else config.workers
     precision = training_precision(where, config.precision, model)
     resolved = {"device": where.type, "precision": precision, "workers": workers, "processes": ranks.world}
+    if where.type == "cpu":
+        resolved["threads"] = torch.get_num_threads()
     config = dataclasses.replace(config, resolved=resolved)
     work = Work(
         config=config,
@@ -199,10 +213,11 @@ def _plan(counts: list[int], config: Config, *, epoch: int, world: int) -> list[
     if not config.overfit:
         return training_plan(counts, seed=config.seed, epoch=epoch, batch_size=batch_size, parts=parts)
     clips = min(config.overfit, sum(counts))
-    batch_size = min(batch_size, clips - clips % parts)
+    batches = -(-clips // batch_size)
+    batch_size = clips // batches // parts * parts
     if not batch_size:
         return []
-    return training_plan(counts, seed=config.seed, epoch=0, batch_size=batch_size, parts=parts)[: clips // batch_size]
+    return training_plan(counts, seed=config.seed, epoch=0, batch_size=batch_size, parts=parts)[:batches]
 
 
 def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
@@ -217,7 +232,10 @@ def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
         load_weights(work.average.module, resume.weights)
         work.average.n_averaged.fill_(0 if resume.ema is None else resume.step)
     if work.scaler.is_enabled() and resume.scaler:
-        work.scaler.load_state_dict(resume.scaler)
+        try:
+            work.scaler.load_state_dict(resume.scaler)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"the checkpoint's state of the gradient scaler is none ({error!r})") from error
     work.done = done = resume.step
     work.best = resume.best if kept.best else None
     # A run that was killed while it validated does so first.
@@ -244,6 +262,11 @@ def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool)
     if checkpoint.labels != list(index.labels):
         # However many they are, the rows of the classifier stand for other words.
         taken = {name: value for name, value in taken.items() if not name.startswith(f"{model.classifier}.")}
+    for name, value in taken.items():
+        if value.is_complex() or value.is_floating_point() != ours[name].is_floating_point():
+            raise ValueError(f"init_from={path}: its weight {name} is of type {value.dtype}, not {ours[name].dtype}")
+        if not value.isfinite().all():
+            raise ValueError(f"init_from={path}: its weight {name} has values that are no finite numbers")
     model.load_state_dict({**ours, **taken})
     if not tell:
         return

@@ -7,7 +7,9 @@ NCCL between GPUs.
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +58,14 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether one of the ranks has it raised."""
         return bool(self.gather(np.array([flag])).any())
+
+    def union(self, values: set) -> set:
+        """What any of the ranks has."""
+        if self.world == 1:
+            return values
+        parts: list = [None] * self.world
+        distributed.all_gather_object(parts, values, group=_host_group())
+        return set().union(*parts)
 
     def spread(self, model: torch.nn.Module) -> None:
         """Give all ranks the main one's buffers: the last step has left each with running statistics of its own."""
@@ -112,16 +122,23 @@ def join(device: str) -> Iterator[Ranks]:
 
     Raises ValueError where another rank is lost on the way.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if missing := [name for name in names if not os.environ.get(name, "").isdigit()]:
-        raise ValueError(f"WORLD_SIZE is set, but {', '.join(missing)} is not: start it with torchrun, or unset it")
+    missing = [name for name in names if not os.environ.get(name, "").isdigit()]
+    if missing := missing + [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ValueError(
+            f"WORLD_SIZE is set, but {', '.join(missing)} is not, or is no number: start it with torchrun, or unset it"
+        )
     ranks = Ranks(*(int(os.environ[name]) for name in names))
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    distributed.init_process_group("nccl" if on_gpus else "gloo")
-    _group[:] = [distributed.new_group(backend="gloo")]
+    with _deadly_signals():
+        try:
+            distributed.init_process_group("nccl" if on_gpus else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"the processes of this run did not find each other: {_first_line(error)}") from error
+        _group[:] = [distributed.new_group(backend="gloo")]
     try:
         yield ranks
     except RuntimeError as error:  # what a broken connection raises
@@ -131,6 +148,24 @@ def join(device: str) -> Iterator[Ranks]:
     finally:
         _group.clear()
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _deadly_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process at once: while torch waits for the others, Python hears nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _is_lost(error: RuntimeError) -> bool:

@@ -1,5 +1,7 @@
 """Going on where a checkpoint stands: what must be as it was, and what may change."""
 
+from importlib import metadata
+
 import torch
 
 from lipprep.stages.shard.index import Index
@@ -73,9 +75,11 @@ def check_resumable(
 def warn_of_changes(checkpoint: Checkpoint, resolved: dict) -> None:
     """Say what is different from before, so that the run will not end as it would have."""
     before = checkpoint.config.get("resolved") or {}
-    for name in ("device", "precision", "processes"):
-        if name in before and before[name] != resolved[name]:
+    before = {"torch": checkpoint.versions.get("torch"), **before}
+    now = {"torch": metadata.version("torch"), **resolved}
+    for name in ("device", "precision", "processes", "threads", "torch"):
+        if before.get(name) is not None and name in now and before[name] != now[name]:
             warn(
-                f"the run was on {name} {before[name]} and goes on with {resolved[name]}: it will not end in the same "
+                f"the run was on {name} {before[name]} and goes on with {now[name]}: it will not end in the same "
                 "weights as without the change"
             )

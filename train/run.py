@@ -43,6 +43,13 @@ def open_run(
     if path is None:
         return run, config, None
     checkpoint = load_checkpoint(path)
+    if path.parent.resolve() == run.resolve() and path.name != LAST and (run / LAST).is_file():
+        last = load_checkpoint(run / LAST).step
+        if last > checkpoint.step:
+            raise ValueError(
+                f"{run} has gone on to step {last}, which going on from {path.name}, at step {checkpoint.step}, would "
+                "overwrite: name another --run"
+            )
     config = config_from(checkpoint.config, overrides)
     if recipe is not None and Path(recipe).stem != config.recipe:
         raise ValueError(

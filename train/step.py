@@ -55,7 +55,7 @@ class Step:
                 gradient_as_bucket_view=True,
             )
         if config.compile:
-            self._network = torch.compile(self._network, dynamic=False)
+            self._network = torch.compile(self._network)
 
     def rows(self, step: int) -> np.ndarray:
         """The clips of the global batch of a step that this process needs: its own, then those mixed with them."""
@@ -75,8 +75,9 @@ class Step:
         lengths_B, durations_B = self._ranks.gather(known[: len(own)]).T
         draws = draw(lengths_B.astype(np.int64), durations_B, options, size=self._size, fps=self._fps, seed=seed)
         self._mark("augment")
-        video_RTSS = batch["video"].to(self._device, non_blocking=True)
-        labels_R = batch["labels"].to(self._device, non_blocking=True)
+        # Without waiting on CUDA alone: there the loader has copied the clips out of the memory that it uses again.
+        video_RTSS = batch["video"].to(self._device, non_blocking=self._device.type == "cuda")
+        labels_R = batch["labels"].to(self._device, non_blocking=self._device.type == "cuda")
         self._mark("copy")
         for group in self._optimizer.param_groups:
             group["lr"] = lr

@@ -39,11 +39,16 @@ class Waiting:
         self._ended = self._event() if self._gpu else None
 
     def take(self) -> float:
-        """The seconds since the last call; what is queued must be done. The pause until the next batch counts not."""
+        """The seconds since the last call; what is queued must be done."""
         self._seconds += sum(ended.elapsed_time(began) for ended, began in self._gaps) / 1000
-        seconds, self._seconds, self._ended = self._seconds, 0.0, None
+        seconds, self._seconds = self._seconds, 0.0
         self._gaps.clear()
+        self.pause()
         return seconds
+
+    def pause(self) -> None:
+        """What the device did not do until now was not for want of a batch."""
+        self._ended = self._event() if self._gpu else None
 
     @staticmethod
     def _event() -> torch.cuda.Event:

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lipprep.stages.atomic import write_text
+from lipprep.stages.atomic import replacing, write_text
 from lipprep.train.checkpoint import LAST
 from lipprep.train.metrics import Metrics, NoMetrics, warn
 from lipprep.train.prepare import Work
 from lipprep.train.ranks import Ranks
+from lipprep.train.run import CONFIG
 from lipprep.train.timing import Waiting
 
 REMEDY = "lower lr, raise warmup, or set clip_norm=1 or precision=fp32, and go on with `--resume auto`"
-FAILURE = "failure.json"
+FAILURE, BEFORE = "failure.json", "failure.pt"
 MOST_SKIPPED = 0.001  # of a run's clips
 
 
@@ -31,6 +32,7 @@ class Watch:
         self._work, self._run, self._metrics, self._bar = work, run, metrics, bar
         self._unseen: list[torch.Tensor] = []  # loss and accuracy of a step each, still on the device
         self._keys: list[list[str]] = []  # of the clips in these steps
+        self._last_keys: list[str] = []  # of the last step
         self._seen: list[list[float]] = []  # what was looked at since the last line
         self._line = (0, 0.0, 0.0)  # clips, seconds and waited at the last line
         self._since = time.monotonic()
@@ -49,18 +51,21 @@ class Watch:
             values = work.ranks.mean(torch.stack(self._unseen)).tolist() if self._unseen else []
             for number, (loss, _) in enumerate(values):
                 if not math.isfinite(loss):
-                    raise ValueError(self._explain(work.done - len(values) + number, loss, self._keys[number]))
+                    step = work.done - len(values) + number
+                    raise self.failed(f"the loss of step {step + 1}", loss, step=step, keys=self._keys[number])
         self.clips += len(values) * work.clips
         self.seconds += time.monotonic() - self._since
         self.waited += self.waiting.take()
         self._since = time.monotonic()
         self._seen += values
+        self._last_keys = self._keys[-1] if self._keys else self._last_keys
         self._unseen.clear()
         self._keys.clear()
 
     def pause(self) -> None:
         """What took time since the last look was no training."""
         self._since = time.monotonic()
+        self.waiting.pause()
 
     def line(self, *, lr: float) -> None:
         """Write a line of metrics about what was looked at since the last one."""
@@ -78,27 +83,40 @@ class Watch:
         self._bar.set_postfix(**told, **{"clips/s": f"{speed:.0f}", "wait": f"{100 * wait:.0f}%"}, refresh=False)
         self._seen.clear()
 
-    def _explain(self, step: int, loss: float, keys: list[str]) -> str:
-        """What the loss of step `step` (from 0) is, with what reproduces it written to a file."""
-        work = self._work
+    def failed(self, what: str, value: float, *, step: int | None = None, keys: list[str] | None = None) -> ValueError:
+        """The error of a run in which something is no number after step `step` (from 0; by default the last one).
+
+        What leads there again is kept: the last checkpoint, and a file that names the step's clips and the command.
+        """
+        work, run = self._work, self._run
+        step = work.done - 1 if step is None else step
+        keys = self._last_keys if keys is None else keys
         epoch, batch = divmod(step, work.per_epoch)
+        again = f"lipprep train --shards {work.batches.paths[0].parent} --run {run}-again"
+        if work.ranks.main and (run / LAST).is_file():
+            with replacing(run / BEFORE) as file:
+                file.write((run / LAST).read_bytes())
+            again += f" --resume {run / BEFORE}"
+        else:
+            again += f" --recipe {run / CONFIG}"
         about = {
+            "what": what,
+            "value": str(value),
             "step": step + 1,
             "epoch": epoch + 1,
             "batch": batch,
-            "loss": str(loss),
             "seed": work.config.seed,
             "dataset": work.index.fingerprint,
             "clips": [[work.batches.paths[s].name, p] for s, p in work.plan(epoch)[batch].tolist()],
             "keys_here": keys,
-            "weights_before": LAST if (self._run / LAST).is_file() else None,
-            "to_see_it_again": f"lipprep train --run {self._run} --resume auto max_steps={step + 1} --shards ...",
+            "to_see_it_again": again,
         }
         if work.ranks.main:
-            write_text(self._run / FAILURE, json.dumps(about, indent=1) + "\n")
-        return (
-            f"the loss of step {step + 1} (epoch {epoch + 1}, batch {batch}, of {keys[0]} and others) is {loss}: "
-            f"{REMEDY}. {self._run / FAILURE} names its clips, and how to see it again"
+            write_text(run / FAILURE, json.dumps(about, indent=1) + "\n")
+        whose = f", of {keys[0]} and others" if keys else ""
+        return ValueError(
+            f"{what} is {value} (step {step + 1} is batch {batch} of epoch {epoch + 1}{whose}): {REMEDY}. "
+            f"{run / FAILURE} names the clips, and how to see it again"
         )
 
 
@@ -111,16 +129,23 @@ class Skipped:
         self._clips, self._ranks = clips, ranks
 
     def note(self, split: str, damaged: dict[int, tuple[tuple[int, int], str]]) -> None:
-        """Tell of the damaged clips of a batch. Raises ValueError where they are too many."""
+        """Tell of the damaged clips of a batch."""
         for (shard, position), why in damaged.values():
             if (split, shard, position) not in self.places:
                 self.places.add((split, shard, position))
                 warn(f"left out: {why}")
-        if len(self.places) > MOST_SKIPPED * self._clips:
-            raise ValueError(
-                f"{len(self.places)} clips are damaged, which is more than {100 * MOST_SKIPPED:g} % of {self._clips}: "
-                "make the shards again with `lipprep shards`"
-            )
+        if self._ranks.world == 1:
+            self.check()
+
+    def check(self) -> None:
+        """Count those of all ranks. Raises ValueError where they are too many: more than 0.1 %, and more than one."""
+        self.places = self._ranks.union(self.places)
+        with self._ranks.agreed():
+            if len(self.places) > max(1, MOST_SKIPPED * self._clips):
+                raise ValueError(
+                    f"{len(self.places)} clips are damaged, more than {100 * MOST_SKIPPED:g} % of {self._clips}: make "
+                    "the shards again with `lipprep shards`"
+                )
 
     def noted(self, split: str, loader: Iterable[dict]) -> Iterator[dict]:
         """The batches of a loader; the labels of what is damaged are -1."""

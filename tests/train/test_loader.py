@@ -1,4 +1,8 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -138,3 +142,29 @@ def test_samples_that_do_not_fit_the_index_are_refused(make_shards, tmp_path, ch
     change_index(folder, **change)
     with pytest.raises(ValueError, match=message):
         batches_of(folder).read(np.array([[0, i] for i in range(4)]))
+
+
+def test_what_stands_in_for_a_damaged_clip_is_the_same_whoever_reads_it(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    index = load_index(folder)
+    path = folder / "train-0000.tar"
+    with path.open("rb+") as file:
+        for position in (5, 6, 29):
+            file.seek(int(index.offsets[path.name][position]))
+            file.write(bytes(600))
+    batches = ShardBatches(folder, index, "train", skip_damaged=True)
+    clean = ShardBatches(shards, load_index(shards), "train")
+    first, second = (batches.read(np.array(p)) for p in ([[1, 2], [0, 5], [0, 29]], [[0, 29], [0, 6], [0, 5]]))
+    wanted = clean.read(np.array([[1, 2], [0, 7], [0, 0]]))
+    assert first["keys"] == wanted["keys"] and np.array_equal(first["video"], wanted["video"])
+    assert second["keys"] == [wanted["keys"][2], wanted["keys"][1], wanted["keys"][1]]
+    assert {row: place for row, (place, _) in first["damaged"].items()} == {1: (0, 5), 2: (0, 29)}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_signal_to_all_leaves_readers_to_the_main_process():
+    script = "import os, signal; from lipprep.train.loader import _begin; _begin(0)\n"
+    signals = "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True)\n"
+    again = "os.kill(os.getpid(), signal.SIGTERM); print('still')"
+    done = subprocess.run([sys.executable, "-c", script + signals + again], capture_output=True, text=True, check=False)
+    assert done.stdout == "alive\n" and done.returncode == -signal.SIGTERM

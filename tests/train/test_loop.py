@@ -139,7 +139,7 @@ def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path
     assert seen == {(True, True), (False, False)}
     evaluate(run, shards=shards, device="cpu")
     assert seen == {(True, True), (False, False)}
-    resolved = {"device": "cpu", "precision": "bf16", "workers": 0, "processes": 1}
+    resolved = {"device": "cpu", "precision": "bf16", "workers": 0, "processes": 1, "threads": 1}
     assert load_checkpoint(run / "last.pt").config["resolved"] == resolved
     assert load_config(run / "config.yaml").resolved == resolved
 
@@ -194,6 +194,15 @@ def test_the_average_is_what_is_validated_and_read_with(shards, tiny, tmp_path):
     assert measured["top1"] == lines(run)[-1]["top1"]
 
 
+def test_what_a_kill_left_of_a_checkpoint_is_removed(shards, tiny, tmp_path):
+    run = tmp_path / "r"
+    run.mkdir()
+    for name in (".last.pt.d4b5.tmp", ".step-8.pt.d4b5.tmp"):
+        (run / name).write_bytes(b"half")
+    train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=shards, run=run, device="cpu")
+    assert not list(run.glob(".*"))
+
+
 def test_max_time_saves_and_the_run_goes_on_to_the_bit(shards, tiny, tmp_path):
     settings = [*tiny, "max_steps=8", "ema=0.9"]
     train(load_recipe("compact", settings), shards=shards, run=tmp_path / "a", device="cpu")
@@ -213,6 +222,13 @@ def test_validation_saves_and_kept_checkpoints_come_as_often_as_asked(shards, ti
     assert [row["step"] for row in lines(run) if "split" in row] == [4, 8, 10]
     assert sorted(path.name for path in run.glob("step-*.pt")) == ["step-3.pt", "step-6.pt", "step-9.pt"]
     assert load_checkpoint(run / "step-6.pt").step == 6
+
+
+def test_what_is_learnt_by_heart_are_as_many_clips_as_asked(shards, tiny, tmp_path):
+    config = load_recipe("compact", [*overfitting(10), *tiny, "max_steps=1", "model.head.dropout=0.5"])
+    assert config.batch_size == 8
+    outcome = train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert outcome.validated == 10 and outcome.ended == "steps"
 
 
 def test_a_few_clips_are_learnt_by_heart(shards, tiny, tmp_path):

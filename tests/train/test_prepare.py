@@ -1,11 +1,12 @@
 """What is refused, told or taken over before the first step."""
 
+import math
 import shutil
 
 import pytest
 import torch
 
-from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
 from lipprep.train.config import load_recipe
 from lipprep.train.loop import train
 from lipprep.train.run import open_run
@@ -136,3 +137,28 @@ def test_other_shards_are_gone_on_with_where_asked(make_shards, trained_run, tmp
     fewer = make_shards(tmp_path / "fewer", splits={"train": [48]}, words=("up", "down"))
     with pytest.raises(ValueError, match="init_from=PATH"):
         train(config, shards=fewer, run=tmp_path / "q", device="cpu", resume=checkpoint, other_shards=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, 1j])
+def test_weights_that_are_no_numbers_begin_no_run(value, shards, tiny, trained_run, tmp_path):
+    checkpoint = load_checkpoint(trained_run / "last.pt")
+    name = "tcn.output.weight"
+    checkpoint.model[name] = torch.full_like(checkpoint.model[name], value, dtype=torch.tensor(value).dtype)
+    save_checkpoint(tmp_path / "bad.pt", checkpoint)
+    config = load_recipe("compact", [*tiny, f"init_from={tmp_path / 'bad.pt'}"])
+    with pytest.raises(ValueError, match=f"its weight {name} "):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["augment.crop_size=4"], "too small for any network: 32"),
+        (["model.head.channels=-1"], r"settings model\.\* are of a wrong form"),
+        (["compile=true"], "not for the trunk compact"),
+    ],
+)
+def test_settings_that_no_network_takes_are_refused(settings, message, shards, tiny, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(load_recipe("compact", [*tiny, *settings]), shards=shards, run=tmp_path / "r", device="cpu")
+    assert not (tmp_path / "r").exists()

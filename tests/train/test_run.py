@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.run import open_run
 
 
@@ -59,7 +60,12 @@ def test_a_resumed_run_keeps_its_config(trained_run):
 
 
 def test_a_run_may_go_on_from_a_path(trained_run, tmp_path):
-    assert open_run(None, resume=str(trained_run / "best.pt"))[0] == trained_run
+    assert open_run(None, resume=str(trained_run / "last.pt"))[0] == trained_run
+    best = trained_run / "best.pt"
+    if load_checkpoint(best).step < 36:
+        with pytest.raises(ValueError, match=r"gone on to step 36, which going on from best\.pt.*name another --run"):
+            open_run(None, resume=str(best))
+    assert open_run(tmp_path / "branch", resume=str(best))[0] == tmp_path / "branch"
     run, _, checkpoint = open_run(tmp_path / "fork", resume=str(trained_run))
     assert (run.name, checkpoint.step) == ("fork", 36)
     other = shutil.copytree(trained_run, tmp_path / "other")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -153,8 +154,13 @@ print(faults())
 def test_a_compiled_network_does_the_same_and_a_compiler_that_fails_is_told_of(tiny, monkeypatch):
     original = torch.compile
     monkeypatch.setattr(torch, "compile", functools.partial(original, backend="eager"))
-    losses = [made(tiny, setting)[1](batch(), step=0, lr=1e-3)[0].item() for setting in ("seed=1", "compile=true")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    small = ["model.trunk=shufflenetv2", "model.head.name=tcn"]
+    plain, compiled = (made([*tiny, *small, setting])[1] for setting in ("seed=1", "compile=true"))
+    for lengths in ([5] * 8, [5, 2] * 4, [3] * 8):
+        given = {**batch(), "lengths": torch.tensor(lengths)}
+        given["video"] = given["video"][:, : max(lengths)]
+        losses = [step(given, step=0, lr=1e-6)[0].item() for step in (plain, compiled)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
     def fails(*_):
         raise RuntimeError("there is no compiler")
@@ -174,3 +180,26 @@ def test_clips_are_whole_until_augmentation_begins(tiny):
     losses = [[step(batch(n), step=n, lr=1e-3)[0].item() for n in range(2)] for step in (late, never, always)]
     assert losses[0][0] == losses[1][0] != losses[2][0]
     assert losses[0][1] != losses[1][1]
+
+
+def test_a_gpu_waits_from_the_end_of_a_step_to_the_start_of_the_next(monkeypatch):
+    clock = itertools.count()
+
+    class Event:
+        def __init__(self, **_):
+            self.at = next(clock)
+
+        def record(self):
+            pass
+
+        def elapsed_time(self, later):
+            return 1000.0 * (later.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    waiting = Waiting(torch.device("cuda"))
+    for steps in (3, 1):  # looks after several steps, and after one
+        for _ in range(steps):
+            with waiting.for_batch():
+                pass
+            waiting.step_done()
+        assert waiting.take() == (2 if steps == 3 else 1)  # what was before the first step of all is not known

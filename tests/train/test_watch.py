@@ -4,10 +4,13 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from lipprep.cli import main
 from lipprep.stages.shard.index import load_index
 from lipprep.train import loop, watch
 from lipprep.train.checkpoint import load_checkpoint
@@ -31,10 +34,11 @@ def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch)
 
     monkeypatch.setattr(loop.Step, "__call__", broken)
     config = load_recipe("compact", [*tiny, "max_steps=1"])
-    with pytest.raises(ValueError, match="weights after step 1 are no finite numbers"):
+    with pytest.raises(ValueError, match="a weight after step 1 is nan"):
         train(config, shards=shards, run=tmp_path / "r", device="cpu")
     monkeypatch.undo()
     assert not list((tmp_path / "r").glob("*.pt"))
+    assert json.loads((tmp_path / "r" / "failure.json").read_text())["step"] == 1
 
     monkeypatch.setattr(loop, "_validate", lambda *_, **__: {"loss": math.nan, "top1": 1.0, "top5": 1.0})
     with pytest.raises(ValueError, match="validation loss after step 1 is nan"):
@@ -43,15 +47,20 @@ def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny, tmp_path):
-    config = load_recipe("compact", [*tiny, "lr=1e30", "warmup=0", "log_every=3"])
-    with pytest.raises(ValueError, match=r"loss of step ([23]) \(epoch 1, batch [12], .* is (nan|inf)"):
-        train(config, shards=shards, run=tmp_path / "r", device="cpu")
-    told = json.loads((tmp_path / "r" / "failure.json").read_text())
-    assert told["step"] in (2, 3) and told["batch"] == told["step"] - 1 and told["seed"] == 1
-    assert len(told["clips"]) == len(told["keys_here"]) == 8
-    with pytest.raises(ValueError, match=f"loss of step {told['step']} "):  # what it says reproduces it
-        config = load_recipe("compact", [*tiny, "lr=1e30", "warmup=0", f"max_steps={told['step']}"])
-        train(config, shards=shards, run=tmp_path / "again", device="cpu")
+    def fails(command: list[object]) -> tuple[dict, str]:
+        result = CliRunner().invoke(main, list(map(str, command)))
+        assert result.exit_code == 1 and result.output.count("Error: ") == 1
+        told = json.loads((Path(command[command.index("--run") + 1]) / "failure.json").read_text())
+        assert f"{told['what']} is {told['value']} (step {told['step']} is batch" in result.output
+        return {name: told[name] for name in ("what", "step", "batch", "clips", "keys_here")}, told["to_see_it_again"]
+
+    settings = [*tiny, "lr=1e10", "warmup=0", "log_every=3"]
+    for more in ([], ["save_every=1"]):
+        run = tmp_path / f"r{len(more)}"
+        first, again = fails(["train", "--shards", shards, "--recipe", "compact", "--run", run, *settings, *more])
+        assert first["batch"] == first["step"] - 1 > 0 and len(first["clips"]) == 8
+        assert (run / "failure.pt").exists() == bool(more)
+        assert fails(again.split()[1:])[0] == first
 
 
 def damage(shard, index) -> None:
@@ -69,9 +78,10 @@ def test_a_damaged_clip_stops_a_run_or_is_left_out_and_counted(make_shards, tiny
     for name in ("train-0000.tar", "val-0000.tar"):
         damage(shards / name, load_index(shards))
     config = load_recipe("compact", [*tiny, "epochs=2"])
-    with pytest.raises(ValueError, match=r"train-0000\.tar is damaged"):
+    with pytest.raises(ValueError, match=r"train-0000\.tar is damaged .*add --skip-corrupt.*The run is saved"):
         train(config, shards=shards, run=tmp_path / "a", device="cpu")
-    with pytest.raises(ValueError, match=r"clips are damaged, which is more than 0\.1 % of 33"):
+    assert load_checkpoint(tmp_path / "a" / "last.pt").step < 3
+    with pytest.raises(ValueError, match=r"clips are damaged, more than 0\.1 % of 33"):
         train(config, shards=shards, run=tmp_path / "b", device="cpu", skip_corrupt=True)
     capsys.readouterr()
     monkeypatch.setattr(watch, "MOST_SKIPPED", 0.1)
