@@ -14,6 +14,7 @@ from traps import PATIENCE, until
 
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.evaluate import evaluate
+from lipprep.train.ranks import join
 
 EXACT = ["model.head.dropout=0", "precision=fp32", "max_steps=6", "batch_size=12", "augment.time_mask=3"]
 
@@ -182,3 +183,22 @@ def test_a_signal_to_one_saves_and_ends_all(shards, tiny, tmp_path):
     assert [status for status, _, _ in done] == [130, 130], done
     assert "--resume auto" in done[0][2]
     assert load_checkpoint(tmp_path / "a" / "last.pt").step >= 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is not, or is no number: start it with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not"),
+    ],
+)
+def test_an_environment_that_names_no_run_is_refused(variables, message, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if variables["WORLD_SIZE"] == "abc":
+        for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match=message), join("cpu"):
+        pass
