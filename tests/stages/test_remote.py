@@ -176,6 +176,7 @@ def test_a_generation_tells_more_than_a_tag(monkeypatch):
     assert signature(path.stat()) != first
 
 
+@pytest.mark.cluster
 def test_a_store_copies_by_itself(bucket, wire, tmp_path):
     line = wire()
     (tmp_path / "a").write_bytes(content := np.random.default_rng(0).bytes(2_000_000))

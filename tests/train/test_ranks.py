@@ -65,7 +65,7 @@ def trained(shards: Path, run: Path, *settings: str, world: int = 1) -> list[dic
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("world", "synced"), [(2, False), (3, True)])
+@pytest.mark.parametrize(("world", "synced"), [(2, False), pytest.param(3, True, marks=pytest.mark.cluster)])
 def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, shards, tiny, tmp_path):
     settings = [*tiny, *EXACT, "augment.mixup=0.4", "augment.cutmix=0.5", "augment.erasing=0.3", "clip_norm=5"]
     alone = trained(shards, tmp_path / "a", *settings, f"accumulate={1 if synced else world}")
@@ -117,6 +117,7 @@ def test_synchronised_normalisation_has_the_statistics_and_gradients_of_the_whol
         assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-3), name
 
 
+@pytest.mark.cluster
 def test_one_that_fails_ends_all_with_its_message_and_the_run_goes_on_to_the_bit(shards, tiny, tmp_path):
     settings = [*tiny, *EXACT, "model.head.dropout=0.2", "save_every=2"]
     code = """

@@ -149,6 +149,7 @@ print(faults())
     assert faults() < 10 < faults(MALLOC_ARENA_MAX="2")  # which leaves it to whoever set it
 
 
+@pytest.mark.cluster  # for its time
 # What the compiler itself warns of is not ours.
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_network_does_the_same_and_a_compiler_that_fails_is_told_of(tiny, monkeypatch):
