@@ -38,7 +38,7 @@ def draw_batch(batch: AugmentedBatch, labels_R: torch.Tensor, words: list[str], 
         if partner is not None:
             name = f"{100 * share[row]:.0f} % {name}\n{100 * (1 - share[row]):.0f} % {words[labels[partner[row]]]}"
         names.append(f"{name}\n{lengths[row]} frames")
-    figure = Figure(figsize=(1.6 + len(frames) * 0.9, 0.5 + B * 0.9), layout="constrained", dpi=100)
+    figure = Figure(figsize=(3.2 + len(frames) * 0.9, 0.6 + B * 0.9), layout="constrained", dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     picture = axes.imshow(strip, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
