@@ -88,19 +88,19 @@ def make_files(folder: Path) -> list[Path]:
     return paths
 
 
-def pinned(core: int) -> None:
+def pin(cores: set[int]) -> None:
+    """Keep this process, and what it starts from now on, on some cores, where the system can."""
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, cores)
 
 
 def reading(loader: Callable[[], Iterable], cores: list[int]) -> float:
     """Clips a second through a loader whose one worker has a core to itself, once its first batches have come."""
-    pinned(cores[-1])  # what is started now stays there
+    pin({cores[-1]})  # what is started now stays there
     batches = iter(loader())
     for _ in range(4):
         next(batches)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(cores[:-1]) or set(cores))
+    pin(set(cores[:-1]) or set(cores))
     began, clips = time.perf_counter(), 0
     for batch in batches:
         video = batch["video"] if isinstance(batch, dict) else batch[0]
@@ -128,7 +128,7 @@ def loaders(rounds: int) -> list[dict]:
         return DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=1, collate_fn=plain.collate, drop_last=True)
 
     def decoding() -> float:
-        pinned(cores[-1])
+        pin({cores[-1]})
         began = time.perf_counter()
         for payload in payloads:
             cv2.imdecode(payload, cv2.IMREAD_GRAYSCALE)
@@ -142,8 +142,7 @@ def loaders(rounds: int) -> list[dict]:
         "decoding the strips alone": decoding,
     }
     turns = [{name: side() for name, side in sides.items()} for _ in range(rounds + 1)][1:]
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(cores))
+    pin(set(cores))
     rows = []
     for name in sides:
         row = {"loader": name, "clips/s": round(statistics.median(t[name] for t in turns))}

@@ -55,10 +55,6 @@ class Ranks:
             value /= self.world
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether one of the ranks has it raised."""
-        return bool(self.gather(np.array([flag])).any())
-
     def union(self, values: set) -> set:
         """What any of the ranks has."""
         if self.world == 1:

@@ -59,8 +59,8 @@ def rehearse(
         loader = iter(BatchLoader(work.batches, [places] * (STEPS + 1), **reader))
         lr = learning_rate(number, total=work.total, config=config)
         shape: list[int] = []
+        step.show = lambda batch, _: shape.extend([len(batch.x_B1THW), *batch.x_B1THW.shape[2:]])
         for _ in range(STEPS):
-            step.show = lambda batch, _: shape.__setitem__(slice(None), [len(batch.x_B1THW), *batch.x_B1THW.shape[2:]])
             step.clock = clock = Clock(work.device)
             batch = next(loader)
             clock.mark("wait")

@@ -66,12 +66,11 @@ class Clock:
         self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """What was done since the last mark was `part`; "" for what is none of a step."""
+        """What was done since the last mark was `part`."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
-        if part:
-            self.seconds[part] += now - self._last
+        self.seconds[part] += now - self._last
         self._last = now
 
 
