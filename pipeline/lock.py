@@ -5,25 +5,13 @@ Of a folder in a store, runs on other machines are not seen: stores have no lock
 """
 
 import contextlib
-import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from lipprep.pipeline.plan import WHOLE, Slice
+from lipprep.stages.lock import LOCK, hold, holder_of, take
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import scratch
-from lipprep.stages.untrusted import printable
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-LOCK = ".lock"
-_PATIENCE = 3.0  # seconds: a process that was just killed holds its locks until the system has cleared it away
 
 
 @contextlib.contextmanager
@@ -59,43 +47,21 @@ def alone_in(folder: Path | RemotePath, *, shared: bool = False, part: Slice = W
         yield
 
 
-@contextlib.contextmanager
-def _hold(path: Path, folder: Path | RemotePath, *, shared: bool = False, says: str = "") -> Iterator[None]:
-    with path.open("r" if shared else "a+", errors="replace") as file:
-        deadline = time.monotonic() + _PATIENCE
-        while not _take(file, shared=shared):
-            if time.monotonic() > deadline:
-                raise ValueError(f"another run ({_holder(path)}) is at work in {folder}: wait for it, or stop it first")
-            time.sleep(0.1)
-        if not shared:
-            with contextlib.suppress(OSError):  # a courtesy; the disk may be full
-                file.truncate(0)
-                file.write(f"{says}process {os.getpid()} on {socket.gethostname()}\n")
-                file.flush()
-        yield
+def _hold(
+    path: Path, folder: Path | RemotePath, *, shared: bool = False, says: str = ""
+) -> contextlib.AbstractContextManager[None]:
+    def refusal() -> str:
+        return f"another run ({_holder(path)}) is at work in {folder}: wait for it, or stop it first"
 
-
-def _take(file: TextIO, *, shared: bool) -> bool:
-    """Whether the lock is ours now."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
+    return hold(path, refusal, shared=shared, says=says)
 
 
 def _holder(path: Path) -> str:
     """Who holds a lock that cannot be had: what is written there tells of those alone who share it with nobody."""
     with path.open(errors="replace") as file:
-        if not _take(file, shared=True):
-            return printable(file.read(100).strip()) or "it has not said which"
-        # Held by us, too, so that nobody removes the parts' meanwhile.
-        for other in sorted(path.parent.glob(f"{LOCK}-*")):
-            with other.open(errors="replace") as held:
-                if not _take(held, shared=True):
-                    return printable(held.read(100).strip())
+        # If it is now held by us, too, nobody removes the parts' meanwhile.
+        locks = sorted(path.parent.glob(f"{LOCK}-*")) if take(file, shared=True) else []
+        for lock in (path, *locks):
+            if (holder := holder_of(lock)) is not None:
+                return holder or "it has not said which"
     return "one that reads there, as the next stage and lipprep verify do"

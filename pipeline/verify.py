@@ -18,10 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from lipprep.pipeline.ahead import ahead
-from lipprep.pipeline.lock import LOCK, alone_in
+from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.manifest import chunk_name
 from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk
 from lipprep.pipeline.verify_folder import CHUNK, Folder, list_folder, make_again
+from lipprep.stages.lock import LOCK
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import Index, Shard, index_text, parse_index, read_offsets
 from lipprep.stages.untrusted import is_file, printable

@@ -32,7 +32,7 @@ from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation
 from lipprep.train.prepare import Kept, Work, prepare, validates, versions
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.report import CURVES, FIRST_BATCH, SUMMARY, draw_batch, draw_curves, write_summary
-from lipprep.train.run import CONFIG
+from lipprep.train.run import CONFIG, alone_in
 from lipprep.train.step import Step
 from lipprep.train.timing import peak_memory, tracing
 from lipprep.train.watch import Skipped, Watch
@@ -87,9 +87,14 @@ def train(
     with ranks.agreed(), explained(config):
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
         step = work.step()
-    config, index, total, per_epoch = work.config, work.index, work.total, work.per_epoch
+    with contextlib.ExitStack() as stack:
+        ranks.of_main(lambda: stack.enter_context(alone_in(run)))
+        return _train(work, step, run, skip_corrupt=skip_corrupt, trace=trace)
+
+
+def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool) -> Outcome:
+    config, index, total, per_epoch, ranks = work.config, work.index, work.total, work.per_epoch, work.ranks
     if ranks.main:
-        run.mkdir(parents=True, exist_ok=True)
         save_config(config, run / CONFIG)
         for left in run.glob(".*.pt.*.tmp"):  # by a run that was killed while it saved
             left.unlink(missing_ok=True)

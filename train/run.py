@@ -1,9 +1,11 @@
 """The folder of a run: opening a new one, or an old one to go on in."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from lipprep.stages.lock import LOCK, hold, holder_of
 from lipprep.train.checkpoint import LAST, Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import DEFAULT_RECIPE, Config, config_from, differences, load_config, load_recipe
 from lipprep.train.metrics import warn
@@ -61,5 +63,22 @@ def open_run(
     return run, config, checkpoint
 
 
+@contextlib.contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Make the folder and hold it: two processes that train into one would each save over the other's weights.
+
+    Raises ValueError, saying who, where another does so.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    lock = run / LOCK
+
+    def refusal() -> str:
+        holder = holder_of(lock) or "it has not said which"
+        return f"another process trains into {run} ({holder}): wait for it, stop it, or name another --run"
+
+    with hold(lock, refusal):
+        yield
+
+
 def _holds_something(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from traps import POSIX, everything, strays
 
-from lipprep.pipeline import lock
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.plan import Slice
+from lipprep.stages import lock
 
 
 def test_slices_give_the_same_bytes(whole, lipprep):

@@ -21,12 +21,13 @@ import pytest
 from click.testing import CliRunner
 
 from lipprep.cli import main
-from lipprep.pipeline.lock import LOCK, alone_in
+from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.records import commit, read_entries, read_header
 from lipprep.pipeline.verify import verify
 from lipprep.pipeline.verify_chunk import read_chunk
 from lipprep.pipeline.verify_deep import picture_fault
 from lipprep.stages.align import mean_face
+from lipprep.stages.lock import LOCK
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
 from lipprep.stages.shard.index import Shard, load_index, plain_digest, read_index, save_index
 from lipprep.stages.shard.reader import TarMembers

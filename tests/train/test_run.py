@@ -1,9 +1,13 @@
 import shutil
 
 import pytest
+from traps import POSIX
 
+from lipprep.stages import lock
 from lipprep.train.checkpoint import load_checkpoint
-from lipprep.train.run import open_run
+from lipprep.train.config import load_recipe
+from lipprep.train.loop import train
+from lipprep.train.run import alone_in, open_run
 
 
 def test_a_new_run_has_a_dated_folder():
@@ -73,3 +77,13 @@ def test_a_run_may_go_on_from_a_path(trained_run, tmp_path):
         open_run(other, resume=str(trained_run))
     with pytest.raises(ValueError, match="does not exist"):
         open_run(None, resume=str(tmp_path / "nowhere"))
+
+
+@POSIX
+def test_two_processes_do_not_train_into_one_folder(shards, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_PATIENCE", 0)
+    config = load_recipe("compact", [*tiny, "max_steps=1"])
+    with alone_in(tmp_path / "r"), pytest.raises(ValueError, match=r"another process trains .*\(process \d+ on "):
+        train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    assert open_run(tmp_path / "r", recipe="compact")[2] is None  # a folder with a lock alone is as good as none
+    assert train(config, shards=shards, run=tmp_path / "r", device="cpu").steps == 1
