@@ -228,9 +228,9 @@ def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
     load_weights(work.model, resume.model)
     load_moments(work.optimizer, resume)
     if work.average is not None:
-        # An average that begins late begins with the weights as they are.
+        # An average that begins late begins with the weights as they are, and counts the steps before.
         load_weights(work.average.module, resume.weights)
-        work.average.n_averaged.fill_(0 if resume.ema is None else resume.step)
+        work.average.n_averaged.fill_(resume.step)
     if work.scaler.is_enabled() and resume.scaler:
         try:
             work.scaler.load_state_dict(resume.scaler)

@@ -194,6 +194,19 @@ def test_the_average_is_what_is_validated_and_read_with(shards, tiny, tmp_path):
     assert measured["top1"] == lines(run)[-1]["top1"]
 
 
+def test_an_average_may_begin_late_and_is_resumed_to_the_bit(shards, tiny, tmp_path):
+    def go_on(name: str, *overrides: str, at) -> dict:
+        run, config, checkpoint = open_run(tmp_path / name, overrides=overrides, resume=str(at))
+        train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+        return load_checkpoint(run / "last.pt").ema
+
+    settings = [*tiny, "max_steps=9", "keep_every=3"]
+    train(load_recipe("compact", settings), shards=shards, run=tmp_path / "a", device="cpu")
+    late = go_on("b", "ema=0.9", at=tmp_path / "a" / "step-3.pt")
+    again = go_on("c", at=tmp_path / "b" / "step-6.pt")
+    assert all(torch.equal(again[name], value) for name, value in late.items())
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_removed(shards, tiny, tmp_path):
     run = tmp_path / "r"
     run.mkdir()
