@@ -166,9 +166,12 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
                 close = difflib.get_close_matches(key, known, n=3)
                 hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
                 raise ValueError(f"there is no setting {key!r}: {hint}")
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            try:
+                config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            except (OmegaConfBaseException, TypeError) as error:
+                raise ValueError(f"{override!r}: {str(error).splitlines()[0]}") from error
         return OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
     except YAMLError as error:
         raise ValueError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
