@@ -130,6 +130,8 @@ def train(
 
     kept = {"cache": cache, "cache_size": cache_size, "skip_corrupt": skip_corrupt, "other_shards": other_shards}
     if dry_run:
+        if trace:
+            raise click.UsageError("--dry-run takes too few steps for a --trace: give one or the other.")
         from lipprep.train.rehearse import rehearse, told
 
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -212,6 +214,7 @@ def recipes(as_json: bool) -> None:
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/evaluate-SPLIT.")
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(1), help="Clips at once. Default: the run's batch size.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out clips that cannot be read: up to 0.1 % of them, or one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def evaluate(
     run: Path,
@@ -223,6 +226,7 @@ def evaluate(
     out: Path | None,
     device: str,
     batch_size: int | None,
+    skip_corrupt: bool,
     as_json: bool,
 ) -> None:
     """Measure a trained lip reader on a split of the shards.
@@ -238,7 +242,7 @@ def evaluate(
     _ask(shards)
     from lipprep.train.evaluate import evaluate as measure
 
-    kept = {"cache": cache, "cache_size": cache_size}
+    kept = {"cache": cache, "cache_size": cache_size, "skip_corrupt": skip_corrupt}
     where = {"groups": groups, "out": out, "device": device, "batch_size": batch_size}
     results = measure(run, shards=shards, split=split, **where, **kept)
     if as_json:
@@ -247,6 +251,8 @@ def evaluate(
     click.echo(f"{results['checkpoint']}, step {results['step']}; split {split}, {results['words']} words")
     click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
     click.echo(f"top-5 {_percent(results['top5'])}")
+    if results["damaged"]:
+        click.echo(f"{results['damaged']} clips are damaged, and not counted")
     if missing := results["not_in_shards"]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(missing.items()))
         click.echo(f"{sum(missing.values())} clips of the split are in no shard, and not counted: {kinds}")

@@ -33,7 +33,7 @@ class AugmentOptions:
     flip: float = 0.5  # probability
     mixup: float = 0.4  # alpha of Beta(alpha, alpha)
     cutmix: float = 0.0  # the same, for the part of a clip that is cut out in time and filled from another
-    time_mask: int = 15  # the mask is shorter than this many frames
+    time_mask: int = 15  # frames: the mask is shorter, and in one of so many clips there is none
     variable_length: bool = True
     subtract_mean_frame: bool = False
     mean_frame_gain: float = 3.0
@@ -130,8 +130,6 @@ def draw(
     where unknown: that clip is not shortened); `size` is the side of the frames in pixels, at least that of the crop.
     `seed` is the run's seed and the step.
 
-    The time mask is as long as drawn and lies inside what is kept of the clip; a draw that would cover all of it is
-    dropped.
     """
     count = len(lengths_B)
     starts, lengths = np.zeros(count, np.int64), lengths_B
@@ -222,9 +220,12 @@ def _variable_length(
 
 
 def _time_mask(lengths: np.ndarray, limit: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    widths = random.integers(0, limit, len(lengths))
-    widths[widths >= lengths] = 0
-    return random.integers(0, lengths - widths, endpoint=True), widths
+    # As published: what bounds the start is another number than the width, 0 stands for no mask, and a mask that would
+    # begin beyond the clip is dropped.
+    spare, widths = random.integers(0, limit, (2, len(lengths)))
+    masked = (spare > 0) & (spare < lengths)
+    starts = random.integers(0, np.where(masked, lengths - spare, 1))
+    return starts, np.where(masked, np.minimum(widths, lengths - starts), 0)
 
 
 def _cut(

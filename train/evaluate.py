@@ -28,6 +28,7 @@ from lipprep.train.device import autocast, choose_device, load_model
 from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan, places
 from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
+from lipprep.train.watch import Skipped
 
 Z95 = 1.959964  # the two-sided 95 % point of the normal distribution
 
@@ -39,6 +40,7 @@ def classify(
     options: AugmentOptions,
     device: torch.device,
     precision: str,
+    bar: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The model's answer to each clip once: logits (N, C) float32, labels (N,) int64, and the clips' keys.
 
@@ -48,7 +50,8 @@ def classify(
     logits, labels, keys = [], [], []
     model.eval()
     with torch.inference_mode():
-        for batch in tqdm(loader, unit="batch", desc="classify", leave=False, disable=None, dynamic_ncols=True):
+        silent = None if bar else True  # None: where it is no terminal
+        for batch in tqdm(loader, unit="batch", desc="classify", leave=False, disable=silent, dynamic_ncols=True):
             lengths_B = batch["lengths"]
             rows = [torch.arange(len(lengths_B))]
             if not model.ignores_padding:
@@ -146,10 +149,12 @@ def evaluate(
     batch_size: int | None = None,
     cache: Path | None = None,
     cache_size: int | None = None,
+    skip_corrupt: bool = False,
 ) -> dict:
     """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
 
     Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
+    `skip_corrupt` leaves out up to one damaged clip in a thousand; `damaged` counts them.
     Returns what results.json there holds; `not_in_shards` counts, by class of failure, the clips of the split
     that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, or
     its labels or its training crops are not like those of the shards, and RemoteError where a store does not answer.
@@ -160,14 +165,17 @@ def evaluate(
     check_fits(checkpoint, index)
     config = config_from(checkpoint.config)
     kept = open_cache(shards, index.split(split), folder=cache, size=cache_size)
-    batches = ShardBatches(shards, index, split, cache=kept)
+    batches = ShardBatches(shards, index, split, cache=kept, skip_damaged=skip_corrupt)
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)
     model = load_model(checkpoint, where)
     plan = evaluation_plan(places(batches.counts), batch_size=batch_size or config.batch_size)
     workers = default_workers(where) if config.workers is None else config.workers
     loader = BatchLoader(batches, plan, workers=workers, pin_memory=where.type == "cuda")
-    logits_NC, labels_N, _ = classify(model, loader, options=config.augment, device=where, precision=config.precision)
+    skipped = Skipped(sum(batches.counts))
+    read = skipped.noted(split, loader)
+    logits_NC, labels_N, _ = classify(model, read, options=config.augment, device=where, precision=config.precision)
+    logits_NC, labels_N = logits_NC[labels_N >= 0], labels_N[labels_N >= 0]
 
     confusion_CC = np.zeros((len(index.labels),) * 2, np.int64)  # rows: the word, columns: the answer
     np.add.at(confusion_CC, (labels_N, np.argmax(logits_NC, axis=1)), 1)
@@ -184,6 +192,7 @@ def evaluate(
         "top1": correct / len(labels_N),
         "top1_interval95": list(wilson(correct, len(labels_N))),
         "top5": top_k(logits_NC, labels_N, 5),
+        "damaged": len(skipped.places),
         "not_in_shards": dict(index.failures.get(split, {})),
     }
     if wanted:

@@ -9,6 +9,7 @@ Shapes: B clips, N clips of a whole split, T frames, S side of a crop in pixels,
 """
 
 import contextlib
+import hashlib
 import math
 import signal
 import threading
@@ -28,13 +29,13 @@ from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
-from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation
+from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation, warn
 from lipprep.train.prepare import Kept, Work, prepare, validates, versions
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.report import CURVES, FIRST_BATCH, SUMMARY, draw_batch, draw_curves, write_summary
 from lipprep.train.run import CONFIG, alone_in
 from lipprep.train.step import Step
-from lipprep.train.timing import peak_memory, tracing
+from lipprep.train.timing import FIRST_TRACED, peak_memory, tracing
 from lipprep.train.watch import Skipped, Watch
 
 TRACE = "trace.json"
@@ -86,10 +87,10 @@ def train(
     how = {"skip_corrupt": skip_corrupt, "other_shards": other_shards}
     with ranks.agreed(), explained(config):
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
-        step = work.step()
-    with contextlib.ExitStack() as stack:
-        ranks.of_main(lambda: stack.enter_context(alone_in(run)))
-        return _train(work, step, run, skip_corrupt=skip_corrupt, trace=trace)
+    _check_alike(work)
+    with explained(config), contextlib.ExitStack() as stack:
+        ranks.of_main(lambda: stack.enter_context(alone_in(run, after=work.done)))
+        return _train(work, work.step(), run, skip_corrupt=skip_corrupt, trace=trace)
 
 
 def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool) -> Outcome:
@@ -103,6 +104,8 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
     reading = {"workers": config.resolved["workers"], "pin_memory": work.device.type == "cuda"}
     loader = iter(BatchLoader(work.batches, _planned(work, step), **reading))
     skipped = Skipped(sum(work.batches.counts) + (sum(work.val.counts) if work.val else 0), ranks)
+    if trace and ranks.main and total - work.done < FIRST_TRACED:
+        warn(f"there will be no {TRACE}: it begins with step {FIRST_TRACED}, and {total - work.done} are left")
     validation = None
     if work.val is not None:
         share = max(1, config.batch_size // ranks.world)
@@ -123,6 +126,21 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
             watch.look()
         save(LAST)
 
+    def read(split: str, loader: Iterable[dict]) -> Iterator[dict]:
+        """The batches of a loader; where one cannot be read, save first."""
+        batches = skipped.noted(split, loader, masked=split != "train")
+        while True:
+            try:
+                batch = next(batches, None)
+            except (ValueError, RuntimeError) as error:
+                rescue()
+                if pressed:  # and the signal has ended a reader, too
+                    raise KeyboardInterrupt from error
+                raise ValueError(f"{_of_reader(error)}. {_go_on(run, ranks)}") from error
+            if batch is None:
+                return
+            yield batch
+
     started = time.monotonic()
     # On a CPU nothing is queued: a look at each step costs nothing, and none is taken after a loss that is no number.
     eager = work.device.type == "cpu" and ranks.world == 1
@@ -137,13 +155,14 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
         profile = stack.enter_context(tracing(run / TRACE, work.device)) if trace and ranks.main else None
         watch = Watch(work, run, writing, bar)
         pressed = stack.enter_context(_interrupted())
-        stack.enter_context(explained(config))
         stack.enter_context(_resumable(run, rescue, ranks))
+        if work.done and ranks.main and not (run / LAST).is_file():
+            save(LAST)  # the run can go on from here whatever comes
 
         def validate() -> None:
             epoch = -(-work.done // per_epoch)
             ranks.spread(work.reader)
-            figures = _validate(work, skipped.noted("val", validation), ranks)
+            figures = _validate(work, read("val", validation), ranks)
             with ranks.agreed():
                 if not math.isfinite(figures["loss"]):
                     raise watch.failed(f"the validation loss after step {work.done}", figures["loss"])
@@ -157,6 +176,7 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
                 accuracy = f"val top-1 {100 * figures['top1']:.1f} %"
                 tqdm.write(f"epoch {epoch}/{-(-total // per_epoch)}  val loss {figures['loss']:.3f}  {accuracy}")
 
+        batches = read("train", loader)
         if work.owed:
             validate()
         watch.pause()
@@ -166,15 +186,8 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
             if stops or times_out:
                 ended = "interrupted" if stops else "max_time"
                 break
-            try:
-                with watch.waiting.for_batch():
-                    batch = next(loader)
-                skipped.note("train", batch["damaged"])
-            except (ValueError, RuntimeError) as error:
-                rescue()
-                if pressed:  # and the signal has ended a reader, too
-                    raise KeyboardInterrupt from error
-                raise ValueError(f"{_of_reader(error)}. {_go_on(run, ranks)}") from error
+            with watch.waiting.for_batch():
+                batch = next(batches)
             lr = learning_rate(work.done, total=total, config=config)
             watch.step(step(batch, step=work.done, lr=lr), batch["keys"])
             work.done += 1
@@ -219,6 +232,20 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
     return replace(outcome, files=[run / name for name in names if (run / name).is_file()])
 
 
+def _check_alike(work: Work) -> None:
+    """Raise ValueError, saying which, where ranks have other shards than the main one: a stale copy on a machine."""
+    ranks = work.ranks
+    mine = f"{work.index.fingerprint} {work.total} {work.per_epoch} {work.val is None}"
+    digests = ranks.gather(np.array(list(hashlib.sha256(mine.encode()).digest()))).reshape(ranks.world, -1)
+    others = (digests != digests[0]).any(axis=1).nonzero()[0].tolist()
+    with ranks.agreed():
+        if others:
+            raise ValueError(
+                f"the shards of rank {', '.join(map(str, others))} are others than those of rank 0: copy them anew to "
+                "that machine, or name one folder that all see"
+            )
+
+
 def learning_rate(step: int, *, total: int, config: Config) -> float:
     """The rate of step `step` (from 0) of `total`: a linear warm-up, then half a cosine down to 0."""
     warmup = round(config.warmup * total)
@@ -230,7 +257,7 @@ def learning_rate(step: int, *, total: int, config: Config) -> float:
 def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
     config = work.config
     logits_nC, labels_n, _ = classify(
-        work.reader, loader, options=config.augment, device=work.device, precision=config.precision
+        work.reader, loader, options=config.augment, device=work.device, precision=config.precision, bar=ranks.main
     )
     # Row i of rank r is of sample world * i + r; those beyond the last sample are repeated ones.
     count, C = len(work.to_validate()), logits_nC.shape[1]
@@ -316,8 +343,10 @@ def explained(config: Config) -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(text.splitlines()[:2])
             raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
-        if "DataLoader worker" in text:  # while it validates
-            raise ValueError(_of_reader(error)) from error
+        if "more than 1 value per channel" in text:
+            raise ValueError(
+                "batch normalisation has one frame of one clip to go by: raise batch_size, or lower accumulate"
+            ) from error
         raise
 
 

@@ -1,6 +1,7 @@
 """What a run reports of itself: metrics.jsonl for programs, TensorBoard events for people."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -28,8 +29,7 @@ class Metrics:
 
         path = run / METRICS
         if path.exists():
-            written = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(path, "".join(line for line in written if _step(line) <= step))
+            write_text(path, "".join(line for line in _lines(run) if _step(line) <= step))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(os.fspath(run), purge_step=step + 1 if step else None)
 
@@ -76,13 +76,21 @@ class NoMetrics:
 
 def has_evaluation(run: Path, step: int) -> bool:
     """Whether the run's metrics have a line of an evaluation after `step` steps."""
+    return any(row["step"] == step and "split" in row for row in read_metrics(run))
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, less those that a kill or a disk has damaged."""
+    return [json.loads(line) for line in _lines(run) if math.isfinite(_step(line))]
+
+
+def _lines(run: Path) -> list[str]:
     path = run / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return any(_step(line) == step and "split" in json.loads(line) for line in lines)
+    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that a kill cut short."""
+    """The step of a line; infinity for one that is none, as a kill may cut it short."""
     try:
         return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, TypeError, KeyError):

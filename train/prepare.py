@@ -23,7 +23,7 @@ from lipprep.train.epoch import places, training_plan
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
 from lipprep.train.ranks import ALONE, Ranks
-from lipprep.train.resume import check_resumable, load_moments, warn_of_changes
+from lipprep.train.resume import check_resumable, load_moments, load_scale, warn_of_changes
 from lipprep.train.step import Step, averaged
 
 SMALLEST = 32  # pixels of a crop's side: the trunks halve it four times
@@ -154,6 +154,8 @@ def prepare(
             f"of {index.profile}: published weights and figures do not carry over"
         )
 
+    if config.sync_batchnorm and ranks.world == 1 and ranks.main:
+        warn("sync_batchnorm is for several processes: in one, each slice of a batch is normalised by itself")
     torch.manual_seed(config.seed)
     model = place(new_model(config.model, num_classes=len(index.labels)), where)
     if config.overfit:
@@ -224,18 +226,14 @@ def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
     """Take over what a checkpoint holds. Raises ValueError where it does not fit the run, or the run is at its end."""
     config, total, per_epoch = work.config, work.total, work.per_epoch
     if work.ranks.main:
-        warn_of_changes(resume, config.resolved)
+        warn_of_changes(resume, config)
     load_weights(work.model, resume.model)
     load_moments(work.optimizer, resume)
     if work.average is not None:
         # An average that begins late begins with the weights as they are, and counts the steps before.
         load_weights(work.average.module, resume.weights)
         work.average.n_averaged.fill_(resume.step)
-    if work.scaler.is_enabled() and resume.scaler:
-        try:
-            work.scaler.load_state_dict(resume.scaler)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ValueError(f"the checkpoint's state of the gradient scaler is none ({error!r})") from error
+    load_scale(work.scaler, resume)
     work.done = done = resume.step
     work.best = resume.best if kept.best else None
     # A run that was killed while it validated does so first.

@@ -3,7 +3,9 @@
 Shapes: B clips, T frames, H and W pixels.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,22 @@ import torch
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.train.augment import AugmentedBatch
-from lipprep.train.metrics import METRICS
+from lipprep.train.metrics import read_metrics, warn
 
 SUMMARY, CURVES, FIRST_BATCH = "summary.json", "curves.png", "first_batch.png"
 _CLIPS, _FRAMES = 12, 8  # of the picture of a batch: rows and columns
 
 
+@contextlib.contextmanager
+def harmless(name: str) -> Iterator[None]:
+    """Let no picture end a run: say that it could not be drawn."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"{name} could not be drawn: {error!r}")
+
+
+@harmless(FIRST_BATCH)
 def draw_batch(batch: AugmentedBatch, labels_R: torch.Tensor, words: list[str], path: Path) -> None:
     """Draw clips of an augmented batch as a PNG: a row a clip, its word on the left, frames from first to last.
 
@@ -53,14 +65,15 @@ def draw_batch(batch: AugmentedBatch, labels_R: torch.Tensor, words: list[str], 
         figure.savefig(file, format="png")
 
 
-def draw_curves(run: Path) -> Path:
+@harmless(CURVES)
+def draw_curves(run: Path) -> None:
     """Draw the learning curves of a run from its metrics.jsonl to its curves.png: loss, accuracy and rate by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(run)
     training = [row for row in rows if "split" not in row]
-    val = [row for row in rows if row.get("split") == "val"]
+    val = [row for row in rows if row.get("split") == "val" and "top1" in row]
     figure = Figure(figsize=(9, 6.5), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     loss, accuracy, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
@@ -86,10 +99,8 @@ def draw_curves(run: Path) -> Path:
         axes.legend(loc="best", fontsize=8)
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
-    path = run / CURVES
-    with replacing(path) as file:
+    with replacing(run / CURVES) as file:
         figure.savefig(file, format="png")
-    return path
 
 
 def write_summary(run: Path, summary: dict) -> Path:

@@ -1,5 +1,6 @@
 """Going on where a checkpoint stands: what must be as it was, and what may change."""
 
+import math
 from importlib import metadata
 
 import torch
@@ -37,6 +38,21 @@ def load_moments(optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
     optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def load_scale(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:
+    """Take over by how much gradients are scaled (fp16), and for how many steps that has gone well.
+
+    Raises ValueError where the checkpoint holds no such numbers: torch would stumble over them in the first step.
+    """
+    if not scaler.is_enabled() or not checkpoint.scaler:
+        return
+    scale, steps = checkpoint.scaler.get("scale"), checkpoint.scaler.get("_growth_tracker")
+    if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
+        raise ValueError(
+            "the checkpoint's state of the gradient scaler is none: precision=bf16 or precision=fp32 goes on without it"
+        )
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
+
+
 def check_resumable(
     checkpoint: Checkpoint, config: Config, index: Index, *, other_shards: bool = False, tell: bool = True
 ) -> None:
@@ -72,9 +88,11 @@ def check_resumable(
             )
 
 
-def warn_of_changes(checkpoint: Checkpoint, resolved: dict) -> None:
+def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
     """Say what is different from before, so that the run will not end as it would have."""
-    before = checkpoint.config.get("resolved") or {}
+    if config.init_from != checkpoint.config.get("init_from"):
+        warn("init_from is for the beginning of a run: this one goes on with its own weights")
+    before, resolved = checkpoint.config.get("resolved") or {}, config.resolved
     before = {"torch": checkpoint.versions.get("torch"), **before}
     now = {"torch": metadata.version("torch"), **resolved}
     for name in ("device", "precision", "processes", "threads", "torch"):

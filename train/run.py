@@ -45,13 +45,6 @@ def open_run(
     if path is None:
         return run, config, None
     checkpoint = load_checkpoint(path)
-    if path.parent.resolve() == run.resolve() and path.name != LAST and (run / LAST).is_file():
-        last = load_checkpoint(run / LAST).step
-        if last > checkpoint.step:
-            raise ValueError(
-                f"{run} has gone on to step {last}, which going on from {path.name}, at step {checkpoint.step}, would "
-                "overwrite: name another --run"
-            )
     config = config_from(checkpoint.config, overrides)
     if recipe is not None and Path(recipe).stem != config.recipe:
         raise ValueError(
@@ -64,10 +57,11 @@ def open_run(
 
 
 @contextlib.contextmanager
-def alone_in(run: Path) -> Iterator[None]:
+def alone_in(run: Path, *, after: int) -> Iterator[None]:
     """Make the folder and hold it: two processes that train into one would each save over the other's weights.
 
-    Raises ValueError, saying who, where another does so.
+    Raises ValueError, saying who, where another does so, or where the run has more than the `after` steps that are gone
+    on from: by one that has ended since they were read, or because an older checkpoint was named.
     """
     run.mkdir(parents=True, exist_ok=True)
     lock = run / LOCK
@@ -77,6 +71,12 @@ def alone_in(run: Path) -> Iterator[None]:
         return f"another process trains into {run} ({holder}): wait for it, stop it, or name another --run"
 
     with hold(lock, refusal):
+        last = load_checkpoint(run / LAST).step if (run / LAST).is_file() else 0
+        if last > after:
+            raise ValueError(
+                f"{run} has gone on to step {last}, and going on from step {after} would overwrite that: "
+                "use `--resume auto`, or name another --run"
+            )
         yield
 
 

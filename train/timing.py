@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+FIRST_TRACED = 3  # step of a start
 PARTS = ("wait", "copy", "augment", "forward", "backward", "optimizer")
 
 
@@ -76,11 +77,11 @@ class Clock:
 
 @contextlib.contextmanager
 def tracing(path: Path, device: torch.device) -> Iterator[torch.profiler.profile]:
-    """Record steps 3 to 5 in a trace for chrome://tracing or Perfetto; call `.step()` after each step."""
+    """Record three steps from `FIRST_TRACED` on, for chrome://tracing or Perfetto; call `.step()` after each step."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    plan = torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1)
+    plan = torch.profiler.schedule(wait=1, warmup=FIRST_TRACED - 2, active=3, repeat=1)
 
     def export(profile: torch.profiler.profile) -> None:
         profile.export_chrome_trace(str(path))

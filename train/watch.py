@@ -4,21 +4,25 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from lipprep.stages.atomic import replacing, write_text
-from lipprep.train.checkpoint import LAST
+from lipprep.stages.atomic import write_text
+from lipprep.stages.shard.reader import MAKE_AGAIN
+from lipprep.train.checkpoint import LAST, load_checkpoint, save_checkpoint
+from lipprep.train.config import as_plain
 from lipprep.train.metrics import Metrics, NoMetrics, warn
 from lipprep.train.prepare import Work
-from lipprep.train.ranks import Ranks
+from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.run import CONFIG
 from lipprep.train.timing import Waiting
 
 REMEDY = "lower lr, raise warmup, or set clip_norm=1 or precision=fp32, and go on with `--resume auto`"
 FAILURE, BEFORE = "failure.json", "failure.pt"
+LEAST_SCALE = 1e-3  # of fp16's gradients: it is halved with each step that is left out because they overflow
 MOST_SKIPPED = 0.001  # of a run's clips
 
 
@@ -53,6 +57,8 @@ class Watch:
                 if not math.isfinite(loss):
                     step = work.done - len(values) + number
                     raise self.failed(f"the loss of step {step + 1}", loss, step=step, keys=self._keys[number])
+            if work.scaler.is_enabled() and not work.scaler.get_scale() >= LEAST_SCALE:
+                raise self.failed(f"the scale of fp16's gradients after step {work.done}", work.scaler.get_scale())
         self.clips += len(values) * work.clips
         self.seconds += time.monotonic() - self._since
         self.waited += self.waiting.take()
@@ -78,6 +84,8 @@ class Watch:
         speed, wait = round(clips / seconds, 1), round(min(waited / seconds, 1.0), 4)
         epoch = -(-self._work.done // self._work.per_epoch)
         figures = {"loss": loss, "mean_loss": mean, "accuracy": accuracy, "lr": lr, "clips_per_s": speed, "wait": wait}
+        if self._work.scaler.is_enabled():
+            figures["scale"] = self._work.scaler.get_scale()
         self._metrics.training(self._work.done, epoch=epoch, **figures)
         told = {"epoch": epoch, "loss": f"{mean:.3f}", "acc": f"{100 * accuracy:.0f}%"}
         self._bar.set_postfix(**told, **{"clips/s": f"{speed:.0f}", "wait": f"{100 * wait:.0f}%"}, refresh=False)
@@ -92,10 +100,15 @@ class Watch:
         step = work.done - 1 if step is None else step
         keys = self._last_keys if keys is None else keys
         epoch, batch = divmod(step, work.per_epoch)
-        again = f"lipprep train --shards {work.batches.paths[0].parent} --run {run}-again"
+        again = f"lipprep train --shards {work.batches.paths[0].parent} --run {run}-again --device {work.device.type}"
+        if work.ranks.world > 1:
+            again = again.replace("lipprep train", f"torchrun --nproc-per-node {work.ranks.world} -m lipprep.train")
+        if work.batches.skip_damaged:
+            again += " --skip-corrupt"
         if work.ranks.main and (run / LAST).is_file():
-            with replacing(run / BEFORE) as file:
-                file.write((run / LAST).read_bytes())
+            # Its settings are those of the time when it was saved, which may have been before this start of the run.
+            last = load_checkpoint(run / LAST)
+            save_checkpoint(run / BEFORE, replace(last, config=as_plain(work.config)))
             again += f" --resume {run / BEFORE}"
         else:
             again += f" --recipe {run / CONFIG}"
@@ -104,7 +117,7 @@ class Watch:
             "value": str(value),
             "step": step + 1,
             "epoch": epoch + 1,
-            "batch": batch,
+            "batch": batch + 1,
             "seed": work.config.seed,
             "dataset": work.index.fingerprint,
             "clips": [[work.batches.paths[s].name, p] for s, p in work.plan(epoch)[batch].tolist()],
@@ -115,7 +128,7 @@ class Watch:
             write_text(run / FAILURE, json.dumps(about, indent=1) + "\n")
         whose = f", of {keys[0]} and others" if keys else ""
         return ValueError(
-            f"{what} is {value} (step {step + 1} is batch {batch} of epoch {epoch + 1}{whose}): {REMEDY}. "
+            f"{what} is {value} (step {step + 1} is batch {batch + 1} of epoch {epoch + 1}{whose}): {REMEDY}. "
             f"{run / FAILURE} names the clips, and how to see it again"
         )
 
@@ -123,7 +136,7 @@ class Watch:
 class Skipped:
     """The damaged clips of a run that were left out, each told once."""
 
-    def __init__(self, clips: int, ranks: Ranks) -> None:
+    def __init__(self, clips: int, ranks: Ranks = ALONE) -> None:
         """Of `clips` clips; all ranks count together."""
         self.places: set[tuple[str, int, int]] = set()
         self._clips, self._ranks = clips, ranks
@@ -133,7 +146,7 @@ class Skipped:
         for (shard, position), why in damaged.values():
             if (split, shard, position) not in self.places:
                 self.places.add((split, shard, position))
-                warn(f"left out: {why}")
+                warn(f"left out: {why.removesuffix(MAKE_AGAIN)}")
         if self._ranks.world == 1:
             self.check()
 
@@ -147,9 +160,10 @@ class Skipped:
                     "the shards again with `lipprep shards`"
                 )
 
-    def noted(self, split: str, loader: Iterable[dict]) -> Iterator[dict]:
-        """The batches of a loader; the labels of what is damaged are -1."""
+    def noted(self, split: str, loader: Iterable[dict], *, masked: bool = True) -> Iterator[dict]:
+        """The batches of a loader; where `masked`, the label of what is damaged, where another clip stands, is -1."""
         for batch in loader:
             self.note(split, batch["damaged"])
-            batch["labels"][list(batch["damaged"])] = -1
+            if masked:
+                batch["labels"][list(batch["damaged"])] = -1
             yield batch

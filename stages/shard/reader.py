@@ -12,6 +12,7 @@ from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.codec import MAX_CROPS, decode_mouth
 from lipprep.stages.untrusted import check_file, printable
 
+MAKE_AGAIN = ": run `lipprep shards` again"  # how messages about damaged shards end
 _BLOCK = tarfile.BLOCKSIZE
 _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _KINDS = (*_PLAIN, tarfile.GNUTYPE_LONGNAME)
@@ -140,12 +141,12 @@ def read_samples(
     try:
         samples = list(map(decode_sample, expand([data])))
     except ValueError as error:
-        raise ValueError(f"shard {path} is damaged ({printable(error.args[0])}): run `lipprep shards` again") from error
+        first, last = positions.start, positions.stop - 1
+        where = f"sample {first}" if first == last else f"samples {first} to {last}"
+        why = printable(error.args[0])
+        raise ValueError(f"shard {path} is damaged ({where}, from 0: {why}){MAKE_AGAIN}") from error
     if len(samples) != len(positions):
-        raise ValueError(
-            f"shard {path} holds {len(samples)} samples where its index has {len(positions)}: "
-            "run `lipprep shards` again"
-        )
+        raise ValueError(f"shard {path} holds {len(samples)} samples where its index has {len(positions)}{MAKE_AGAIN}")
     return samples
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train import device as devices
-from lipprep.train import loop
+from lipprep.train import loop, report
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_config, load_recipe, overfitting
 from lipprep.train.evaluate import evaluate
@@ -194,6 +194,26 @@ def test_the_average_is_what_is_validated_and_read_with(shards, tiny, tmp_path):
     assert measured["top1"] == lines(run)[-1]["top1"]
 
 
+def test_what_a_disk_made_of_the_metrics_ends_no_run(shards, tiny, tmp_path, monkeypatch, capsys):
+    run, config = tmp_path / "r", load_recipe("compact", [*tiny, "max_steps=2"])
+    run.mkdir()
+    damaged = b'{"step": 0, "split": "val"}\n\x83\xff\n[3]\n{"step": "x"}\n'
+    (run / "metrics.jsonl").write_bytes(damaged)
+    train(config, shards=shards, run=run, device="cpu")
+    assert [row["step"] for row in lines(run)] == [0, 1, 2, 2]
+    monkeypatch.setattr(report, "read_metrics", lambda _: [{}])
+    train(config, shards=shards, run=tmp_path / "s", device="cpu")
+    assert "curves.png could not be drawn" in capsys.readouterr().err
+
+
+def test_a_run_that_has_gone_on_is_not_overwritten(shards, tiny, tmp_path):
+    run, config = tmp_path / "r", load_recipe("compact", [*tiny, "max_steps=3", "keep_every=2"])
+    train(config, shards=shards, run=run, device="cpu")
+    for checkpoint in (None, load_checkpoint(run / "step-2.pt")):
+        with pytest.raises(ValueError, match=r"gone on to step 3, .*name another --run"):
+            train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
+
+
 def test_an_average_may_begin_late_and_is_resumed_to_the_bit(shards, tiny, tmp_path):
     def go_on(name: str, *overrides: str, at) -> dict:
         run, config, checkpoint = open_run(tmp_path / name, overrides=overrides, resume=str(at))
@@ -213,7 +233,7 @@ def test_what_a_kill_left_of_a_checkpoint_is_removed(shards, tiny, tmp_path):
     for name in (".last.pt.d4b5.tmp", ".step-8.pt.d4b5.tmp"):
         (run / name).write_bytes(b"half")
     train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=shards, run=run, device="cpu")
-    assert not list(run.glob(".*"))
+    assert not list(run.glob(".*.tmp"))
 
 
 def test_max_time_saves_and_the_run_goes_on_to_the_bit(shards, tiny, tmp_path):

@@ -174,6 +174,23 @@ def test_what_is_wrong_for_all_is_told_once(shards, tiny, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "message"), [("nowhere", "has no index.json"), ("others", "of rank 1 are others than")]
+)
+def test_one_that_has_other_shards_ends_all(where, message, shards, make_shards, tiny, tmp_path):
+    if where == "others":
+        make_shards(tmp_path / where, splits={"train": [24], "val": [10]}, seed=9)
+    code = f"""
+import os, sys
+if os.environ["RANK"] == "1":
+    sys.argv[sys.argv.index("--shards") + 1] = {str(tmp_path / where)!r}
+"""
+    done = end(start(arguments(shards, tmp_path / "a", *tiny, *EXACT), world=2, code=code))
+    assert [status for status, _, _ in done] == [1, 1], done
+    assert message in done[0][2] + done[1][2]
+    assert not any("Traceback" in err for _, _, err in done) and not (tmp_path / "a").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_signal_to_one_saves_and_ends_all(shards, tiny, tmp_path):
     processes = start(arguments(shards, tmp_path / "a", *tiny, *EXACT, "max_steps=5000", "epochs=5000"), world=2)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lipprep.stages.shard.index import load_index
 from lipprep.train import loop, watch
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_recipe
+from lipprep.train.evaluate import evaluate
 from lipprep.train.loop import train
 
 
@@ -46,7 +48,10 @@ def test_nothing_that_is_no_number_is_saved(shards, tiny, tmp_path, monkeypatch)
     assert not (tmp_path / "r" / "best.pt").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny, tmp_path):
+@pytest.fixture
+def fails():
+    """Run a command that stops at something that is no number: what its failure.json says."""
+
     def fails(command: list[object]) -> tuple[dict, str]:
         result = CliRunner().invoke(main, list(map(str, command)))
         assert result.exit_code == 1 and result.output.count("Error: ") == 1
@@ -54,13 +59,39 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny,
         assert f"{told['what']} is {told['value']} (step {told['step']} is batch" in result.output
         return {name: told[name] for name in ("what", "step", "batch", "clips", "keys_here")}, told["to_see_it_again"]
 
+    return fails
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_step(shards, tiny, tmp_path, fails):
     settings = [*tiny, "lr=1e10", "warmup=0", "log_every=3"]
     for more in ([], ["save_every=1"]):
         run = tmp_path / f"r{len(more)}"
         first, again = fails(["train", "--shards", shards, "--recipe", "compact", "--run", run, *settings, *more])
-        assert first["batch"] == first["step"] - 1 > 0 and len(first["clips"]) == 8
+        assert first["batch"] == first["step"] > 1 and len(first["clips"]) == 8
         assert (run / "failure.pt").exists() == bool(more)
         assert fails(again.split()[1:])[0] == first
+
+
+def test_a_run_that_fails_after_its_settings_were_changed_can_be_seen_again(trained_run, shards, tmp_path, fails):
+    command = ["train", "--shards", shards, "--device", "cpu", "epochs=9", "lr=1e30", "save_every=100"]
+    copy = shutil.copytree(trained_run, tmp_path / "copy")
+    for more in (["--run", copy, "--resume", "auto"], ["--run", tmp_path / "new", "--resume", trained_run]):
+        first, again = fails([*command, *more])
+        assert first["step"] > 36
+        assert fails(again.split()[1:])[0] == first
+
+
+def test_gradients_that_are_scaled_to_nothing_stop_a_run(shards, tiny, tmp_path):
+    config = load_recipe("compact", [*tiny, "precision=fp16", "max_steps=4", "keep_every=2"])
+    train(config, shards=shards, run=tmp_path / "a", device="cpu")
+    assert all("scale" in row for row in lines(tmp_path / "a") if "split" not in row)
+    kept = load_checkpoint(tmp_path / "a" / "step-2.pt")
+    wrong = [{"scale": math.nan}, {"scale": "x"}, {"scale": torch.ones(3)}, {"_growth_tracker": -1}, {"scale": None}]
+    small = "the scale of fp16's gradients after step 3 is 9.99"
+    for change, message in [({"scale": 1e-4}, small), *((w, "state of the gradient scaler is none") for w in wrong)]:
+        checkpoint = replace(kept, scaler={**kept.scaler, **change})
+        with pytest.raises(ValueError, match=message):
+            train(config, shards=shards, run=tmp_path / "b", device="cpu", resume=checkpoint)
 
 
 def damage(shard, index) -> None:
@@ -81,6 +112,24 @@ def test_a_damaged_clip_stops_a_run_or_is_left_out_and_counted(make_shards, tiny
     with pytest.raises(ValueError, match=r"train-0000\.tar is damaged .*add --skip-corrupt.*The run is saved"):
         train(config, shards=shards, run=tmp_path / "a", device="cpu")
     assert load_checkpoint(tmp_path / "a" / "last.pt").step < 3
+    one = tmp_path / "one"
+    shutil.copytree(make_shards(tmp_path / "whole", splits={"train": [24], "val": [9]}), one)
+    damage(one / "val-0000.tar", load_index(one))
+    with pytest.raises(
+        ValueError, match=r"val-0000\.tar is damaged \(sample 0, .*add --skip-corrupt.*The run is saved"
+    ):
+        train(config, shards=one, run=tmp_path / "d", device="cpu")
+    train(
+        config,
+        shards=one,
+        run=tmp_path / "d",
+        device="cpu",
+        resume=load_checkpoint(tmp_path / "d" / "last.pt"),
+        skip_corrupt=True,
+    )
+    measured = evaluate(tmp_path / "d" / "last.pt", shards=one, split="val", device="cpu", skip_corrupt=True)
+    assert (measured["clips"], measured["damaged"]) == (8, 1)
+    assert measured["top1"] == lines(tmp_path / "d")[-1]["top1"]
     with pytest.raises(ValueError, match=r"clips are damaged, more than 0\.1 % of 33"):
         train(config, shards=shards, run=tmp_path / "b", device="cpu", skip_corrupt=True)
     capsys.readouterr()
