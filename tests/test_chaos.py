@@ -13,6 +13,7 @@ import pytest
 from traps import PATIENCE
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

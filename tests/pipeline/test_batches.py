@@ -24,7 +24,14 @@ def landmarks(work: str) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("held", [1 << 27, 2_000_000, 100_000], ids=["together", "two by two", "frame by frame"])
+@pytest.mark.parametrize(
+    "held",
+    [
+        pytest.param(1 << 27, id="together", marks=pytest.mark.cluster),
+        pytest.param(2_000_000, id="two by two"),
+        pytest.param(100_000, id="frame by frame"),
+    ],
+)
 def test_videos_that_are_tracked_together_come_out_as_they_do_alone(lipprep, corpus, tmp_path, monkeypatch, held):
     own = tmp_path / "own"
     shutil.copytree(corpus / "ABOUT", own / "ABOUT")

@@ -99,6 +99,7 @@ def dask_cluster(tmp_path):
 
 
 @POSIX
+@pytest.mark.cluster
 @pytest.mark.dask
 def test_a_dask_cluster_at_an_address(whole, trapped, dask_cluster):
     address, _ = dask_cluster

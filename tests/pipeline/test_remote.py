@@ -18,15 +18,16 @@ from remote import Parts
 from traps import PATIENCE, POSIX, tars, until
 
 from lipprep.cli import main
-from lipprep.pipeline import chunk, journal, lock, records, sources, stock
+from lipprep.pipeline import chunk, journal, records, sources, stock
 from lipprep.pipeline.check import check_videos
+from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.manifest import load_manifest
 from lipprep.pipeline.plan import Layout, survey
 from lipprep.pipeline.records import read_entries, read_header
 from lipprep.pipeline.run import make_jobs
 from lipprep.pipeline.space import needed_bytes
 from lipprep.pipeline.wanted import Wanted, read_wanted
-from lipprep.stages import held, remote, store, video
+from lipprep.stages import held, lock, remote, store, video
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import scratch
@@ -431,7 +432,7 @@ def test_stores_that_cannot_be_used_are_told_in_a_line(made, lipprep, bucket, fl
 
 def test_two_runs_on_one_machine_do_not_work_in_one_folder(listed, lipprep, bucket, flags, monkeypatch):
     monkeypatch.setattr(lock, "_PATIENCE", 0.01)
-    with lock.alone_in(bucket / "work/m/landmarks"):
+    with alone_in(bucket / "work/m/landmarks"):
         message = lipprep(*flags("landmarks", "--engine", "serial"), code=1).stderr
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         assert f"another run ({holder}) is at work in {bucket}/work/m/landmarks" in message

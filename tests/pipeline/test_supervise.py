@@ -31,7 +31,7 @@ def test_a_worker_killed_from_outside_costs_nothing(chain, trapped):
 
 
 @POSIX
-@pytest.mark.parametrize("kind", ["segfault", "kill"])
+@pytest.mark.parametrize("kind", [pytest.param("segfault", marks=pytest.mark.cluster), "kill"])
 def test_a_clip_that_kills_its_process_is_condemned_and_costs_no_other(chain, trapped, lipprep, kind):
     chain()
     whole = tars("work/m/landmarks")

@@ -175,7 +175,8 @@ def test_what_is_wrong_for_all_is_told_once(shards, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "message"), [("nowhere", "has no index.json"), ("others", "of rank 1 are others than")]
+    ("where", "message"),
+    [("nowhere", "has no index.json"), pytest.param("others", "of rank 1 are others than", marks=pytest.mark.cluster)],
 )
 def test_one_that_has_other_shards_ends_all(where, message, shards, make_shards, tiny, tmp_path):
     if where == "others":
@@ -192,6 +193,7 @@ if os.environ["RANK"] == "1":
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.cluster
 def test_a_signal_to_one_saves_and_ends_all(shards, tiny, tmp_path):
     processes = start(arguments(shards, tmp_path / "a", *tiny, *EXACT, "max_steps=5000", "epochs=5000"), world=2)
     metrics = tmp_path / "a" / "metrics.jsonl"
