@@ -65,7 +65,7 @@ test: $(SETUP)  ## run the tests, on two cores (ARGS=-n0: on one, with what they
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not cluster" \
 	  -n 2 --dist worksteal $(ARGS)
 
-test-cluster: $(SETUP)  ## run the tests that start clusters, Ray's among them, and the slower ones of stores
+test-cluster: $(SETUP)  ## run the tests that start clusters, Ray's among them, and all slower ones
 	$(PIP) install -q -c constraints.txt ray
 	@mkdir -p build
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "cluster or dask" $(ARGS)
@@ -127,8 +127,8 @@ bench-train: $(SETUP)  ## reading and training against what people do today (hal
 bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
 	$(BIN)/python benchmarks/landmarks.py $(ARGS)
 
-bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, about an hour)
-	$(BIN)/python benchmarks/grid.py
+bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 40 minutes; ARGS=augment, ARGS=plateau)
+	$(BIN)/python benchmarks/grid.py $(ARGS)
 
 clean:  ## remove build/ and the caches, nothing that took you hours
 	rm -rf build dist lipprep.egg-info .pytest_cache .ruff_cache .hypothesis
