@@ -167,7 +167,8 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
                 if not math.isfinite(figures["loss"]):
                     raise watch.failed(f"the validation loss after step {work.done}", figures["loss"])
             last.update(step=work.done, **figures)
-            if work.best is None or figures["top1"] > work.best:
+            # Of equal ones the last: on small splits many are equal, and the rate has fallen further.
+            if work.best is None or figures["top1"] >= work.best:
                 work.best = figures["top1"]
                 save(BEST)
                 save(LAST)

@@ -89,8 +89,8 @@ def draw_curves(run: Path) -> None:
         line(loss, val, "loss", "validation", color="tab:blue")
         line(accuracy, val, "top1", "validation top-1", factor=100, color="tab:blue")
         line(accuracy, val, "top5", "validation top-5", factor=100, color="tab:cyan", linewidth=1)
-        best = max(val, key=lambda row: row["top1"])
-        title = f"best validation top-1: {100 * best['top1']:.1f} %, first at step {best['step']}"
+        best = max(val, key=lambda row: (row["top1"], row["step"]))
+        title = f"best validation top-1: {100 * best['top1']:.1f} %, last at step {best['step']}"
         accuracy.set_title(title, fontsize=9, loc="left")
     loss.set(ylabel="loss", ylim=(0, None))
     accuracy.set(ylabel="accuracy in %", ylim=(0, 102))

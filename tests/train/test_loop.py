@@ -31,7 +31,8 @@ def test_training_learns(trained_run):
     assert [row["step"] for row in rows if "split" not in row] == list(range(1, 37))
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     best = load_checkpoint(trained_run / "best.pt")
-    assert best.best == max(row["top1"] for row in rows if row.get("split") == "val") > 0.6
+    top1, last = max((row["top1"], row["step"]) for row in rows if row.get("split") == "val")
+    assert (best.best, best.step) == (top1, last) and top1 > 0.6
 
 
 def test_a_run_folder_holds_what_it_should(trained_run):
