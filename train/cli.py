@@ -119,6 +119,12 @@ def train(
             config = load_config(run / CONFIG, overrides)
         else:
             config = open_run(run if resume else None, recipe=recipe, overrides=overrides, resume=resume)[1]
+        import torch
+
+        from lipprep.train.device import new_model
+
+        with torch.device("meta"):  # is there such a network?
+            new_model(config.model, num_classes=2)
         click.echo(config_text(config), nl=False)
         return
     if shards is None:

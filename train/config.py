@@ -162,7 +162,7 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
             if not equals:
                 raise ValueError(f"{override!r} is no override: write key=value, as in lr=1e-3")
             known = list(_keys(OmegaConf.to_container(config)))
-            if key not in known:
+            if key not in known and not key.startswith("model."):  # of those, the network knows
                 close = difflib.get_close_matches(key, known, n=3)
                 hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
                 raise ValueError(f"there is no setting {key!r}: {hint}")

@@ -116,6 +116,9 @@ def test_recipes_and_settings_are_shown(tmp_path, monkeypatch):
     again = call("train", "--recipe", "mine.yaml", "--show-config").stdout
     assert "lr: 0.5" in again and [p.name for p in Path().iterdir()] == ["mine.yaml"]
     assert "Missing option '--shards'" in call("train", code=2).output
+    # What a recipe does not spell out can be set all the same, if the network has it.
+    assert "width_mult: 1.0" in call("train", "--show-config", "model.width_mult=1.0").stdout
+    assert "did you mean trunk?" in call("train", "--show-config", "model.trnk=compact", code=1).stderr
 
 
 def test_a_dry_run_tells_what_a_run_will_take_and_keeps_nothing(shards, tiny, tmp_path, monkeypatch):

@@ -36,7 +36,6 @@ def test_overrides_are_typed_and_dotted():
     [
         ("epoch=3", "did you mean epochs"),
         ("augment.mixp=0", r"did you mean augment\.mixup"),
-        ("model.trnk=compact", r"did you mean model\.trunk"),
         ("zzz=1", "known are"),
         ("lr=fast", "lr"),
         ("augment=3", "augment|Augment"),

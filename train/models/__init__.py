@@ -17,6 +17,7 @@ and shufflenetv2 + tcn, are the networks of mpc001/Lipreading_using_Temporal_Con
 have its parameter names: their checkpoints' "model_state_dict" loads as it is.
 """
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +104,9 @@ def _choose(what: str, name: Any, known: Mapping[Any, Any]) -> Any:
 
 def _refuse_unknown(what: str, keys: set[str], known: set[str]) -> None:
     if unknown := sorted(keys - known):
-        raise ValueError(f"unknown {what} option {', '.join(unknown)}: known are {', '.join(sorted(known))}")
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown {what} option {', '.join(unknown)}: {hint}known are {', '.join(sorted(known))}")
 
 
 def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
