@@ -127,7 +127,7 @@ bench-train: $(SETUP)  ## reading and training against what people do today (hal
 bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
 	$(BIN)/python benchmarks/landmarks.py $(ARGS)
 
-bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 40 minutes; ARGS=augment, ARGS=plateau)
+bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 50 minutes; ARGS=augment, ARGS=plateau)
 	$(BIN)/python benchmarks/grid.py $(ARGS)
 
 clean:  ## remove build/ and the caches, nothing that took you hours
