@@ -344,6 +344,8 @@ def explained(config: Config) -> Iterator[None]:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(text.splitlines()[:2])
             raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
+        if "DataLoader worker" in text:  # in a rehearsal
+            raise ValueError(_of_reader(error)) from error
         if "more than 1 value per channel" in text:
             raise ValueError(
                 "batch normalisation has one frame of one clip to go by: raise batch_size, or lower accumulate"
