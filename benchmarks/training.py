@@ -188,12 +188,14 @@ def ours(work, steps: int) -> Callable[[], tuple[float, float]]:
     step = work.step()
 
     def run() -> tuple[float, float]:
-        plan = [places[step.rows(0)] for places in work.plan(0)]
-        plan = (plan * (1 + steps // len(plan)))[: steps + 1]
         reader = {"workers": work.config.resolved["workers"], "pin_memory": work.device.type == "cuda"}
+        untimed = until_running(reader["workers"])
+        plan = [places[step.rows(0)] for places in work.plan(0)]
+        plan = (plan * -(-(untimed + steps) // len(plan)))[: untimed + steps]
         loader = iter(BatchLoader(work.batches, plan, **reader))
         waiting = Waiting(work.device)
-        step(next(loader), step=0, lr=1e-4)
+        for _ in range(untimed):
+            step(next(loader), step=0, lr=1e-4)
         finish(work.device)
         began = time.perf_counter()
         for _ in range(steps):
@@ -223,8 +225,10 @@ def theirs(config, files: list[Path], steps: int) -> Callable[[], tuple[float, f
         loader = DataLoader(
             data, batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=plain.collate, drop_last=True
         )
-        batches = (batch for _ in range(1 + steps) for batch in loader)
-        plain.step(network, optimizer, next(batches), device, mixup=options.mixup)
+        untimed = until_running(workers)
+        batches = (batch for _ in range(untimed + steps) for batch in loader)
+        for _ in range(untimed):
+            plain.step(network, optimizer, next(batches), device, mixup=options.mixup)
         finish(device)
         began = time.perf_counter()
         for _ in range(steps):
@@ -235,13 +239,20 @@ def theirs(config, files: list[Path], steps: int) -> Callable[[], tuple[float, f
     return run
 
 
+def until_running(workers: int) -> int:
+    """How many steps go by until all processes that read have begun."""
+    return 1 + 4 * workers
+
+
 def timed_parts(work, steps: int) -> dict[str, float]:
     """Seconds of each part of a step."""
     step = work.step()
-    plan = [work.plan(0)[0][step.rows(0)]] * (steps + 1)
     reader = {"workers": work.config.resolved["workers"], "pin_memory": work.device.type == "cuda"}
+    untimed = until_running(reader["workers"])
+    plan = [work.plan(0)[0][step.rows(0)]] * (untimed + steps)
     loader = iter(BatchLoader(work.batches, plan, **reader))
-    step(next(loader), step=0, lr=1e-4)
+    for _ in range(untimed):
+        step(next(loader), step=0, lr=1e-4)
     step.clock = clock = Clock(work.device)
     for _ in range(steps):
         batch = next(loader)
@@ -266,7 +277,7 @@ def print_table(rows: list[dict]) -> None:
 
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="How often each side is timed.")
-@click.option("--steps", default=4, show_default=True, help="Steps of training each time.")
+@click.option("--steps", type=int, help="Steps of training each time (default: 4, and 100 on a GPU).")
 @click.option("--only", type=click.Choice(["loaders", "training"]), help="One half alone.")
 @click.option(
     "--recipe",
@@ -275,14 +286,14 @@ def print_table(rows: list[dict]) -> None:
     default=("compact", "lrw_snv05x_tcn1x", "lrw_resnet18_mstcn_prelu"),
     show_default=True,
 )
-def main(rounds: int, steps: int, only: str | None, recipes: tuple[str, ...]) -> None:
+def main(rounds: int, steps: int | None, only: str | None, recipes: tuple[str, ...]) -> None:
     """Time loaders and training against the common practice, and print tables."""
     cv2.setNumThreads(1)
     BUILD.mkdir(parents=True, exist_ok=True)
     if only != "training":
         loaders(rounds)
     if only != "loaders":
-        training(recipes, rounds, steps)
+        training(recipes, rounds, steps or (100 if torch.cuda.is_available() else 4))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ generators or schedule to go on to the bit.
 import dataclasses
 import json
 import pickletools
+import platform
 import zipfile
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ class Checkpoint:
     def profile(self) -> str:
         """The alignment profile of the training crops."""
         return self.parameters["profile"]
+
+
+def versions() -> dict[str, str]:
+    """What a run is trained with, as far as its figures may depend on it; torch's names its build, such as +cpu."""
+    return {
+        "lipprep": metadata.version("lipprep"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

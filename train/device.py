@@ -27,9 +27,9 @@ def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and beside > 1:
+    if device.type == "cuda" and (beside > 1 or device.index is None):
         device = torch.device("cuda", local)
-    if not available.get(device.type) or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    if not available.get(device.type) or (device.type == "cuda" and device.index >= torch.cuda.device_count()):
         raise ValueError(f"device {name} is not available here: use --device auto or cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)

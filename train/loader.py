@@ -14,6 +14,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import loky
@@ -206,7 +207,6 @@ class BatchLoader:
     """
 
     def __init__(self, batches: ShardBatches, plan: Iterable[np.ndarray], *, workers: int, pin_memory: bool) -> None:
-        methods = multiprocessing.get_all_start_methods()
         self._loader = DataLoader(
             _Reader(batches),
             batch_size=None,
@@ -214,8 +214,7 @@ class BatchLoader:
             sampler=plan,
             num_workers=workers,
             prefetch_factor=_PREFETCH if workers else None,
-            # A process with threads must not fork; a server that has none may.
-            multiprocessing_context=("forkserver" if "forkserver" in methods else "spawn") if workers else None,
+            multiprocessing_context=_processes() if workers else None,
             worker_init_fn=_begin,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -270,6 +269,18 @@ class _Reader(Dataset):
 
     def _tensor(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(0, dtype=torch.uint8).set_(self._rooms[self._turn], 0, shape)
+
+
+def _processes() -> BaseContext:
+    """How workers are started: by a server that has no threads and so may fork, where the system has such.
+
+    It imports this module once: else each worker would, for seconds, while the device waits for the first batches.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _stamp(path: Path | RemotePath) -> dict | None:

@@ -24,13 +24,13 @@ from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import AGAIN, RemoteError
-from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint
+from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint, versions
 from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
 from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation, warn
-from lipprep.train.prepare import Kept, Work, prepare, validates, versions
+from lipprep.train.prepare import Kept, Work, prepare, validates
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.report import CURVES, FIRST_BATCH, SUMMARY, draw_batch, draw_curves, write_summary
 from lipprep.train.run import CONFIG, alone_in

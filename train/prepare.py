@@ -2,21 +2,18 @@
 
 import dataclasses
 import math
-import platform
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable
 from lipprep.train.cache import open_cache
-from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint
+from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
 from lipprep.train.config import Config, as_plain
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.epoch import places, training_plan
@@ -24,7 +21,7 @@ from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.resume import check_resumable, load_moments, load_scale, warn_of_changes
-from lipprep.train.step import Step, averaged
+from lipprep.train.step import MovingAverage, Step
 
 SMALLEST = 32  # pixels of a crop's side: the trunks halve it four times
 
@@ -49,7 +46,7 @@ class Work:
     index: Index
     device: torch.device
     model: torch.nn.Module
-    average: AveragedModel | None
+    average: MovingAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batches: ShardBatches
@@ -185,7 +182,7 @@ def prepare(
         index=index,
         device=where,
         model=model,
-        average=averaged(model, config.ema) if config.ema else None,
+        average=MovingAverage(model, config.ema) if config.ema else None,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(where.type, enabled=precision == "fp16"),
         batches=batches,
@@ -199,15 +196,6 @@ def prepare(
         check_resumable(resume, config, index, other_shards=other_shards, tell=ranks.main)
         _go_on(work, resume, kept or Kept())
     return work
-
-
-def versions() -> dict[str, str]:
-    """What a run was trained with, as far as its figures may depend on it."""
-    return {
-        "lipprep": metadata.version("lipprep"),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
 
 
 def _plan(counts: list[int], config: Config, *, epoch: int, world: int) -> list[np.ndarray]:
@@ -232,7 +220,7 @@ def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
     if work.average is not None:
         # An average that begins late begins with the weights as they are, and counts the steps before.
         load_weights(work.average.module, resume.weights)
-        work.average.n_averaged.fill_(resume.step)
+        work.average.updates = resume.step
     load_scale(work.scaler, resume)
     work.done = done = resume.step
     work.best = resume.best if kept.best else None

@@ -1,12 +1,11 @@
 """Going on where a checkpoint stands: what must be as it was, and what may change."""
 
 import math
-from importlib import metadata
 
 import torch
 
 from lipprep.stages.shard.index import Index
-from lipprep.train.checkpoint import Checkpoint, check_fits
+from lipprep.train.checkpoint import Checkpoint, check_fits, versions
 from lipprep.train.config import Config, as_plain
 from lipprep.train.metrics import warn
 
@@ -94,7 +93,7 @@ def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
         warn("init_from is for the beginning of a run: this one goes on with its own weights")
     before, resolved = checkpoint.config.get("resolved") or {}, config.resolved
     before = {"torch": checkpoint.versions.get("torch"), **before}
-    now = {"torch": metadata.version("torch"), **resolved}
+    now = {"torch": versions()["torch"], **resolved}
     for name in ("device", "precision", "processes", "threads", "torch"):
         if before.get(name) is not None and name in now and before[name] != now[name]:
             warn(

@@ -5,12 +5,12 @@ processes do what one does with `accumulate=2`, and with `sync_batchnorm` what o
 """
 
 import contextlib
+import copy
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, train_batch
 from lipprep.train.config import Config
@@ -20,6 +20,32 @@ from lipprep.train.epoch import rank_rows
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.sync_norm import synchronised
 from lipprep.train.timing import Clock
+
+
+class MovingAverage:
+    """A copy of a model, `module`, that follows its weights and statistics as an exponential moving average.
+
+    The decay rises to `decay` as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten (as
+    in TensorFlow's ExponentialMovingAverage with num_updates). `updates` is n. torch's AveragedModel counts on the
+    device: each of its updates would wait for a GPU.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.updates = 0
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module) -> None:
+        """Follow the model, after a step."""
+        n = self.updates
+        decay = min(self._decay, (1 + n) / (10 + n)) if n else 0.0
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        followed, counted = ([p for p in pairs if p[0].is_floating_point() is kind] for kind in (True, False))
+        torch._foreach_lerp_(*map(list, zip(*followed, strict=True)), 1 - decay)
+        for own, value in counted:  # the batches that batch normalisation has seen
+            own.copy_(value)
+        self.updates += 1
 
 
 class Step:
@@ -36,7 +62,7 @@ class Step:
         fps: float,
         device: torch.device,
         scaler: torch.amp.GradScaler | None = None,
-        average: AveragedModel | None = None,
+        average: MovingAverage | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         """A global batch has `clips` clips, whose frames have `size` pixels a side. `average` follows the weights."""
@@ -117,7 +143,7 @@ class Step:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
-            self._average.update_parameters(self.model)
+            self._average.update(self.model)
         self._mark("optimizer")
         return told
 
@@ -128,21 +154,6 @@ class Step:
     def _mark(self, part: str) -> None:
         if self.clock is not None:
             self.clock.mark(part)
-
-
-def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that follows its weights and statistics as an exponential moving average.
-
-    The decay rises to `decay` as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten (as
-    in TensorFlow's ExponentialMovingAverage with num_updates).
-    """
-
-    def mix(averages: list[torch.Tensor], values: list[torch.Tensor], updates: torch.Tensor) -> None:
-        n = int(updates)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, updates)
-
-    average = AveragedModel(model, multi_avg_fn=mix, use_buffers=True)
-    return average.requires_grad_(False)
 
 
 def _seed(*parts: int) -> int:

@@ -2,6 +2,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -128,6 +129,7 @@ def test_a_line_holds_the_mean_loss_of_the_steps_since_the_last(shards, tiny, tm
 
 def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "_cpu_has_bf16", lambda _: True)
+    monkeypatch.setattr(torch, "__version__", "2.99.0+cu199")
     seen, original = set(), LipReader.forward
 
     def spied(model, *args):
@@ -148,7 +150,8 @@ def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path
     _, config, checkpoint = open_run(run, overrides=["max_steps=3"], resume="auto")
     assert capsys.readouterr().err == ""
     train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
-    assert "on precision bf16 and goes on with fp32" in capsys.readouterr().err
+    (told,) = re.findall("warning: .*", capsys.readouterr().err)  # none of torch, whose build is a part of its name
+    assert "on precision bf16 and goes on with fp32" in told
 
 
 def test_seeds_make_runs(shards, tiny, tmp_path):
@@ -202,7 +205,7 @@ def test_what_a_disk_made_of_the_metrics_ends_no_run(shards, tiny, tmp_path, mon
     (run / "metrics.jsonl").write_bytes(damaged)
     train(config, shards=shards, run=run, device="cpu")
     assert [row["step"] for row in lines(run)] == [0, 1, 2, 2]
-    monkeypatch.setattr(report, "read_metrics", lambda _: [{}])
+    monkeypatch.setattr(report, "read_metrics", lambda _: [{"split": "val"}])
     train(config, shards=shards, run=tmp_path / "s", device="cpu")
     assert "curves.png could not be drawn" in capsys.readouterr().err
 

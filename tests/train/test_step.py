@@ -14,7 +14,7 @@ import torch
 from lipprep.train.config import load_recipe
 from lipprep.train.device import new_model, place, training_precision
 from lipprep.train.loop import explained
-from lipprep.train.step import Step, averaged
+from lipprep.train.step import MovingAverage, Step
 from lipprep.train.timing import PARTS, Clock, Waiting
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def made(tiny, *settings, precision="fp32", **more):
     torch.manual_seed(0)
     model = place(new_model(config.model, num_classes=4), CPU)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    average = averaged(model, config.ema) if config.ema else None
+    average = MovingAverage(model, config.ema) if config.ema else None
     more |= {"clips": 8, "size": 96, "fps": 25.0, "device": CPU, "average": average}
     return model, Step(model, optimizer, config, **more)
 
