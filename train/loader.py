@@ -11,9 +11,12 @@ import contextlib
 import hashlib
 import math
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
@@ -31,6 +34,8 @@ from lipprep.train.device import keep_memory
 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 _PREFETCH = 2  # batches a worker is ahead
+_SAFE_PATH = "PYTHONSAFEPATH"  # see python --help-env
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TRIES = 16  # neighbours of a damaged clip
 
 
@@ -274,12 +279,28 @@ class _Reader(Dataset):
 def _processes() -> BaseContext:
     """How workers are started: by a server that has no threads and so may fork, where the system has such.
 
-    It imports this module once: else each worker would, for seconds, while the device waits for the first batches.
+    It imports this module once: else each worker would, for seconds, while the device waits for the first batches. What
+    it finds must be what the workers would: nothing of the folder that the run was started in, which Python looks in
+    first. And what a terminal or a scheduler sends to all processes must not end it; `_begin` lets it through again.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    from multiprocessing import forkserver, resource_tracker  # not on Windows
+
+    resource_tracker.ensure_running()  # which would let signals through as it starts
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
     return context
 
 
@@ -314,7 +335,18 @@ def _begin(worker: int) -> None:
     # with SIGTERM, too, so that a second one counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
     keep_memory()
+
+
+def _end_with_the_run() -> None:
+    # torch asks whether the worker's parent is still the one it was; here that is the server, which lives on with it.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def default_workers(device: torch.device, *, beside: int = 1) -> int:

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import shutil
 import signal
@@ -6,6 +7,7 @@ import sys
 import threading
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -168,3 +170,39 @@ def test_a_signal_to_all_leaves_readers_to_the_main_process():
     again = "os.kill(os.getpid(), signal.SIGTERM); print('still')"
     done = subprocess.run([sys.executable, "-c", script + signals + again], capture_output=True, text=True, check=False)
     assert done.stdout == "alive\n" and done.returncode == -signal.SIGTERM
+
+
+READS = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from lipprep.stages.shard.index import load_index
+from lipprep.train.loader import BatchLoader, ShardBatches
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    batches = ShardBatches(folder, load_index(folder), "train")
+    plan = [np.array([[0, 0]])] * 99
+    reader = iter(BatchLoader(batches, plan, workers=2, pin_memory=False))
+    print(next(reader)["keys"], flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a server that forks")
+def test_readers_take_lipprep_from_where_the_run_does_and_end_with_it(shards, tmp_path):
+    for package in ("lipprep", "torch"):  # folders of these names, as in a clone, are none of Python's business
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    script = tmp_path / "scripts" / "reads.py"
+    script.parent.mkdir()
+    script.write_text(READS)
+    command = [sys.executable, script, shards]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as run:
+        try:
+            assert run.stdout.readline().count("_00000") == 1
+            started = psutil.Process(run.pid).children(recursive=True)
+            assert len(started) >= 3  # the server and its workers
+        finally:
+            run.kill()
+    assert not psutil.wait_procs(started, timeout=60)[1]
