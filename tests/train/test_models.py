@@ -82,6 +82,16 @@ def test_initialisation_follows_the_fan():
     assert output.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.05)
 
 
+def test_layers_may_keep_the_weights_that_torch_draws():
+    model = build({**CONFIGS["lrw_snv05x_tcn1x"], "init": "torch"}, 500)
+    output = model.tcn.tcn_output.weight
+    assert output.abs().max() <= 1 / math.sqrt(256) and output.std().item() == pytest.approx(
+        1 / math.sqrt(3 * 256), rel=0.05
+    )
+    with pytest.raises(ValueError, match="unknown init 'he': known are published, torch"):
+        build({**CONFIGS["lrw_snv05x_tcn1x"], "init": "he"}, 500)
+
+
 def test_training_statistics_include_the_padded_frames_as_published():
     torch.manual_seed(0)
     conv, norm, x = same_conv(3, 4, 5, dilation=2), nn.BatchNorm1d(4), torch.randn(2, 3, 9)

@@ -11,6 +11,7 @@ A configuration names one of each, so that any trunk goes with any head:
       num_layers: 4            # with dilations 1, 2, 4, ...
       channels: 256            # mstcn: of each kernel size; compact: 128 by default
       dropout: 0.2
+    init: published            # how weights are drawn: as the published networks', or torch: as each layer's default
 
 `trunk`, `activation` and `head.name` are required; what else is left out is as above. resnet18 + mstcn,
 and shufflenetv2 + tcn, are the networks of mpc001/Lipreading_using_Temporal_Convolutional_Networks, and
@@ -48,7 +49,8 @@ _HEADS = {
     "tcn": (tcn, {"kernel_size": 3, "num_layers": 4, "channels": 256, "dropout": 0.2}),
     "compact": (CompactHead, {"kernel_size": 3, "num_layers": 4, "channels": 128, "dropout": 0.2}),
 }
-_KEYS = {"trunk", "activation", "width_mult", "head"}
+_INITS = {"published": initialise, "torch": lambda model: None}
+_KEYS = {"trunk", "activation", "width_mult", "head", "init"}
 
 
 class LipReader(nn.Module):
@@ -123,6 +125,7 @@ def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
     _choose("activation", act, ACTIVATIONS)
     _choose(f"width_mult of {trunk_name}", width_mult, WIDTHS if trunk_name == "shufflenetv2" else {1.0: None})
 
+    draw = _choose("init", config.get("init", "published"), _INITS)
     head = dict(config["head"])
     head_name = head.pop("name", None)
     make_head, defaults = _choose("head", head_name, _HEADS)
@@ -134,5 +137,5 @@ def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
 
     stem, trunk = make_trunk(width_mult, act)
     model = LipReader(stem, trunk, make_head(trunk.channels, num_classes, activation_name=act, **options))
-    initialise(model)
+    draw(model)
     return model
