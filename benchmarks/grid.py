@@ -95,17 +95,18 @@ AUGMENTATIONS = {
     "without scale, aspect, rotation and shift": [*_PLAIN, *(f"augment.{n}=0" for n in _AFFINE)],
     "twice the scale, aspect, rotation and shift": [*_PLAIN, *_TWICE],
     "without flip and change of light": [*_PLAIN, "augment.flip=0", "augment.gain=0"],
-    "and cutmix 1.0": [*_PLAIN, "augment.cutmix=1.0"],
-    "and mixup 0.4": [*_PLAIN, "augment.mixup=0.4"],
-    "and time mask 15": [*_PLAIN, "augment.time_mask=15"],
+    "with cutmix 1.0": [*_PLAIN, "augment.cutmix=1.0"],
+    "with mixup 0.4": [*_PLAIN, "augment.mixup=0.4"],
+    "with time mask 15": [*_PLAIN, "augment.time_mask=15"],
 }
 _RAW, _MEAN = ["augment.subtract_mean_frame=false"], ["augment.subtract_mean_frame=true"]
-_FAST, _LATE, _TORCH = ["lr=2e-3", "warmup=0.05"], ["augment_after=800"], ["model.init=torch"]
+_FAST, _LATE, _TORCH = ["lr=2e-3", "warmup=0.05"], ["augment_after=400"], ["model.init=torch"]
 PLATEAU = {
     "as published": _RAW,
     "lr 2e-3 with warm-up": [*_RAW, *_FAST],
     "weights as torch draws them": [*_RAW, *_TORCH],
     "nothing mixed or shortened yet": [*_RAW, *_LATE],
+    "nothing mixed or shortened yet, lr 2e-3 with warm-up": [*_RAW, *_LATE, *_FAST],
     "mean frame": _MEAN,
     "mean frame, lr 2e-3 with warm-up": [*_MEAN, *_FAST],
     "mean frame, weights as torch draws them": [*_MEAN, *_TORCH],
@@ -204,7 +205,9 @@ def train_until(shards: Path, recipe: str, run: Path, settings: list[str], *, to
 
     def verdict() -> tuple[bool, int | None]:
         rows = seen()
-        hits = [a["step"] for a, b in itertools.pairwise(rows) if min(a["top1"], b["top1"]) >= top1]
+        hits = [
+            a["step"] for a, b in itertools.pairwise(rows) if min(a["top1"], b["top1"]) >= top1 and a["step"] <= steps
+        ]
         return bool(hits or (rows and rows[-1]["step"] >= steps)), hits[0] if hits else None
 
     over, step = verdict()

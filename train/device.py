@@ -20,24 +20,43 @@ def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device
     Of `beside` processes on one machine, number `local` gets GPU `local`, or its part of the cores.
     Raises ValueError where there is no such device.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, found in there.items() if found)
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda" and (beside > 1 or device.index is None):
-        device = torch.device("cuda", local)
-    if not available.get(device.type) or (device.type == "cuda" and device.index >= torch.cuda.device_count()):
+    if not there.get(device.type):
         raise ValueError(f"device {name} is not available here: use --device auto or cpu")
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        device = _gpu(device, local=local, beside=beside)
     if device.type == "cpu":
         keep_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             # By itself, torch leaves half of a virtual machine's idle.
             torch.set_num_threads(max(1, loky.cpu_count() // beside))
+    return device
+
+
+def _gpu(device: torch.device, *, local: int, beside: int) -> torch.device:
+    """A GPU with its number, made this process's own. Raises ValueError where there is none or it is not to be had."""
+    if beside > 1 and device.index is not None:
+        raise ValueError(f"several processes take a GPU each: leave the number out of --device {device}")
+    number, count = local if device.index is None else device.index, torch.cuda.device_count()
+    if number >= count:
+        numbered = f"device cuda:{number} is not available here: {count} can be seen (CUDA_VISIBLE_DEVICES says which)"
+        remedy = f"torchrun --nproc-per-node {count}" if beside > 1 else "--device auto"
+        raise ValueError(f"{numbered}: use {remedy}")
+    device = torch.device("cuda", number)
+    try:
+        torch.cuda.set_device(device)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device {device} cannot be used ({reason}): look at nvidia-smi for another process that holds it, or "
+            "use another one, or --device cpu"
+        ) from error
     return device
 
 
@@ -74,6 +93,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     """The context to run a model in: bf16 or fp16 where `precision` is just that, else fp32."""
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.autocast(device.type, kinds[precision]) if precision in kinds else contextlib.nullcontext()
+
+
+def reading(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """As `autocast`, to read with: fp32 is whole, where CUDA's convolutions would round to 10 bits (TF32)."""
+    if device.type == "cuda" and precision not in ("bf16", "fp16"):
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
+    return autocast(device, precision)
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

@@ -24,9 +24,10 @@ from lipprep.train.augment import eval_batch
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
-from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan, places
+from lipprep.train.errors import explained
 from lipprep.train.loader import BatchLoader, ShardBatches, default_workers
 from lipprep.train.watch import Skipped
 
@@ -61,7 +62,7 @@ def classify(
                 lengths_b = lengths_B[rows_b]
                 video_bTSS = batch["video"][rows_b, : lengths_b.max()].to(device, non_blocking=device.type == "cuda")
                 x_b1TSS = eval_batch(video_bTSS, lengths_b, options)
-                with autocast(device, precision):
+                with reading(device, precision):
                     parts.append(model(x_b1TSS, lengths_b.to(device, non_blocking=device.type == "cuda")).float())
             logits.append(torch.cat(parts)[torch.cat(rows).argsort().to(device, non_blocking=device.type == "cuda")])
             labels.append(batch["labels"])
@@ -168,13 +169,15 @@ def evaluate(
     batches = ShardBatches(shards, index, split, cache=kept, skip_damaged=skip_corrupt)
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)
-    model = load_model(checkpoint, where)
-    plan = evaluation_plan(places(batches.counts), batch_size=batch_size or config.batch_size)
+    size = batch_size or config.batch_size
+    plan = evaluation_plan(places(batches.counts), batch_size=size)
     workers = default_workers(where) if config.workers is None else config.workers
     loader = BatchLoader(batches, plan, workers=workers, pin_memory=where.type == "cuda")
     skipped = Skipped(sum(batches.counts))
     read = skipped.noted(split, loader)
-    logits_NC, labels_N, _ = classify(model, read, options=config.augment, device=where, precision=config.precision)
+    how = {"options": config.augment, "device": where, "precision": config.precision}
+    with explained(f"lower --batch-size (it is {size}), or use --device cpu"):
+        logits_NC, labels_N, _ = classify(load_model(checkpoint, where), read, **how)
     logits_NC, labels_N = logits_NC[labels_N >= 0], labels_N[labels_N >= 0]
 
     confusion_CC = np.zeros((len(index.labels),) * 2, np.int64)  # rows: the word, columns: the answer

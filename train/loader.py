@@ -13,6 +13,8 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +34,10 @@ from lipprep.stages.store import RemoteError
 from lipprep.train.cache import REQUESTS, BlockCache, RemoteShard
 from lipprep.train.device import keep_memory
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that terminals and schedulers send to all processes of a run
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 _PREFETCH = 2  # batches a worker is ahead
 _SAFE_PATH = "PYTHONSAFEPATH"  # see python --help-env
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TRIES = 16  # neighbours of a damaged clip
 
 
@@ -279,28 +281,36 @@ class _Reader(Dataset):
 def _processes() -> BaseContext:
     """How workers are started: by a server that has no threads and so may fork, where the system has such.
 
-    It imports this module once: else each worker would, for seconds, while the device waits for the first batches. What
-    it finds must be what the workers would: nothing of the folder that the run was started in, which Python looks in
-    first. And what a terminal or a scheduler sends to all processes must not end it; `_begin` lets it through again.
+    It imports this module once (`lipprep.train.served`): else each worker would, for seconds, while the device waits
+    for the first batches. What it finds must be what the workers would: nothing of the folder that the run was started
+    in, which Python looks in first. A server that runs already, for somebody else, is used as it is.
+
+    Raises ValueError where it cannot be started.
     """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    # Apple's libraries do not outlive a fork.
+    if "forkserver" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["lipprep.train.served"])
     from multiprocessing import forkserver, resource_tracker  # not on Windows
 
     resource_tracker.ensure_running()  # which would let signals through as it starts
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise ValueError(
+            f"the processes that read cannot be started ({error}): set TMPDIR to a folder with a shorter name than "
+            f"{tempfile.gettempdir()}, where they meet, or workers=0"
+        ) from error
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if before is None:
             del os.environ[_SAFE_PATH]
         else:
             os.environ[_SAFE_PATH] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # last: a Ctrl-C that has waited is raised here
     return context
 
 
@@ -335,8 +345,6 @@ def _begin(worker: int) -> None:
     # with SIGTERM, too, so that a second one counts.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     keep_memory()
 

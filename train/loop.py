@@ -27,6 +27,7 @@ from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint, versions
 from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
+from lipprep.train.errors import explained, less_memory, of_reader
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
 from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation, warn
@@ -85,10 +86,10 @@ def train(
     kept = ranks.of_main(lambda: Kept((run / BEST).is_file(), resume is not None and has_evaluation(run, resume.step)))
     where = {"device": device, "cache": cache, "cache_size": cache_size}
     how = {"skip_corrupt": skip_corrupt, "other_shards": other_shards}
-    with ranks.agreed(), explained(config):
+    with ranks.agreed(), explained(less_memory(config)):
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
     _check_alike(work)
-    with explained(config), contextlib.ExitStack() as stack:
+    with explained(less_memory(config)), contextlib.ExitStack() as stack:
         ranks.of_main(lambda: stack.enter_context(alone_in(run, after=work.done)))
         return _train(work, work.step(), run, skip_corrupt=skip_corrupt, trace=trace)
 
@@ -136,7 +137,7 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
                 rescue()
                 if pressed:  # and the signal has ended a reader, too
                     raise KeyboardInterrupt from error
-                raise ValueError(f"{_of_reader(error)}. {_go_on(run, ranks)}") from error
+                raise ValueError(f"{of_reader(error)}. {_go_on(run, ranks)}") from error
             if batch is None:
                 return
             yield batch
@@ -309,48 +310,9 @@ def _are_finite(model: torch.nn.Module) -> bool:
     return bool(torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all())
 
 
-def _of_reader(error: Exception) -> str:
-    """What went wrong with reading, and what to do about it."""
-    text = str(error).partition("\n")[0]
-    if "DataLoader worker" in text:
-        return (
-            f"a process that reads clips ended ({text}): if that was for want of memory, lower workers or batch_size; "
-            "in a container, give it more shared memory (docker: --shm-size)"
-        )
-    if " is damaged" in text:
-        return f"{text}, or add --skip-corrupt to leave such clips out, up to 0.1 % of them"
-    return text
-
-
 def _go_on(run: Path, ranks: Ranks) -> str:
     saved = "The run is saved: go on" if ranks.main else "Go on from where the run was saved last,"
     return f"{saved} with `--run {run} --resume auto`"
-
-
-@contextlib.contextmanager
-def explained(config: Config) -> Iterator[None]:
-    """Where memory does not suffice, or torch.compile does not, say what to change."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        scarce = "can't allocate memory" in text or "not enough memory" in text  # of CPUs: Linux's words, Windows'
-        if scarce or isinstance(error, torch.OutOfMemoryError | MemoryError):
-            more = 2 * config.accumulate
-            raise ValueError(
-                f"out of memory: lower batch_size (it is {config.batch_size}), or take each batch in {more} parts with "
-                f"accumulate={more}; precision=bf16 takes less, too ({text.splitlines()[0] if text else 'no details'})"
-            ) from error
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = " ".join(text.splitlines()[:2])
-            raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
-        if "DataLoader worker" in text:  # in a rehearsal
-            raise ValueError(_of_reader(error)) from error
-        if "more than 1 value per channel" in text:
-            raise ValueError(
-                "batch normalisation has one frame of one clip to go by: raise batch_size, or lower accumulate"
-            ) from error
-        raise
 
 
 @contextlib.contextmanager

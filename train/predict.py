@@ -19,10 +19,12 @@ from lipprep.stages.video import probe, read_frames
 from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
-from lipprep.train.device import autocast, choose_device, load_model
+from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
+from lipprep.train.errors import explained
 from lipprep.train.metrics import warn
 
+_LESS = "end what else runs there, or use --device cpu"  # memory
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
 
 
@@ -59,7 +61,7 @@ class Reader:
             raise crop
         lengths_B = torch.tensor([len(crop.mouth)])
         video_BTSS = torch.from_numpy(crop.mouth)[None].to(self.device)
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with torch.inference_mode(), reading(self.device, self.precision), explained(_LESS):
             x_B1TSS = eval_batch(video_BTSS, lengths_B, self.options)
             logits_C = self.model(x_B1TSS, lengths_B.to(self.device))[0]
         best = logits_C.float().softmax(0).topk(min(count, len(self.labels)))
@@ -95,8 +97,10 @@ def load_reader(run: Path, *, device: str = "auto") -> Reader:
             f"the model was trained on crops by landmarks of {trained_with}, and reads here by those of "
             f"{detector.identity}: its answers may be worse for it"
         )
+    with explained(_LESS):
+        model = load_model(checkpoint, where)
     return Reader(
-        model=load_model(checkpoint, where),
+        model=model,
         labels=checkpoint.labels,
         fps=checkpoint.fps,
         crop=crop,

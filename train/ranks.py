@@ -129,6 +129,13 @@ def join(device: str) -> Iterator[Ranks]:
         )
     ranks = Ranks(*(int(os.environ[name]) for name in names))
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpus and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not available here: use --device auto or cpu")
+    if on_gpus and not distributed.is_nccl_available():
+        raise ValueError(
+            "this torch lacks NCCL, by which processes train on GPUs together: it comes with torch for CUDA on Linux; "
+            "one process needs none, and --device cpu trains without"
+        )
     with _deadly_signals():
         try:
             distributed.init_process_group("nccl" if on_gpus else "gloo")

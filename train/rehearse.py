@@ -11,9 +11,10 @@ from lipprep.stages.remote import RemotePath
 from lipprep.train.checkpoint import LAST, Checkpoint, load_checkpoint, save_checkpoint
 from lipprep.train.config import Config
 from lipprep.train.epoch import evaluation_plan
+from lipprep.train.errors import explained, less_memory
 from lipprep.train.evaluate import classify
 from lipprep.train.loader import BatchLoader
-from lipprep.train.loop import explained, learning_rate
+from lipprep.train.loop import learning_rate
 from lipprep.train.prepare import prepare
 from lipprep.train.timing import PARTS, Clock, peak_memory
 
@@ -48,7 +49,7 @@ def rehearse(
     `reading` is `cache`, `cache_size`, `skip_corrupt` and `other_shards` of `lipprep.train.loop.train`. Raises what
     that does.
     """
-    with explained(config), tempfile.TemporaryDirectory(prefix="lipprep-") as folder:
+    with explained(less_memory(config)), tempfile.TemporaryDirectory(prefix="lipprep-") as folder:
         work = prepare(config, shards, device=device, resume=resume, **reading)
         config, step = work.config, work.step()
         # Batches follow each other as in a run, but no step is the first of many: its number is one that there is.

@@ -34,17 +34,20 @@ class MovingAverage:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.updates = 0
         self._decay = decay
+        self._tensors: dict[bool, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module) -> None:
         """Follow the model, after a step."""
         n = self.updates
         decay = min(self._decay, (1 + n) / (10 + n)) if n else 0.0
-        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
-        followed, counted = ([p for p in pairs if p[0].is_floating_point() is kind] for kind in (True, False))
-        torch._foreach_lerp_(*map(list, zip(*followed, strict=True)), 1 - decay)
-        for own, value in counted:  # the batches that batch normalisation has seen
-            own.copy_(value)
+        if not self._tensors:  # they stay the same ones, and to list them takes longer than to mix them
+            pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+            for floats in (True, False):
+                chosen = [pair for pair in pairs if pair[0].is_floating_point() is floats]
+                self._tensors[floats] = [own for own, _ in chosen], [value for _, value in chosen]
+        torch._foreach_lerp_(*self._tensors[True], 1 - decay)
+        torch._foreach_copy_(*self._tensors[False])  # the batches that batch normalisation has seen
         self.updates += 1
 
 
@@ -121,7 +124,8 @@ class Step:
             video, labels = video_RTSS, labels_R
             if not np.array_equal(needed, rows):
                 order = np.argsort(rows)
-                here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)]).to(self._device)
+                here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)])
+                here = here.to(self._device, non_blocking=self._device.type == "cuda")
                 video, labels = video_RTSS[here], labels_R[here]
             augmented = train_batch(video, draws, options, rows=needed, wanted=len(mine), frames=frames)
             if self.show is not None:

@@ -100,7 +100,8 @@ class Watch:
         step = work.done - 1 if step is None else step
         keys = self._last_keys if keys is None else keys
         epoch, batch = divmod(step, work.per_epoch)
-        again = f"lipprep train --shards {work.batches.paths[0].parent} --run {run}-again --device {work.device.type}"
+        device = work.device if work.ranks.world == 1 else work.device.type
+        again = f"lipprep train --shards {work.batches.paths[0].parent} --run {run}-again --device {device}"
         if work.ranks.world > 1:
             again = again.replace("lipprep train", f"torchrun --nproc-per-node {work.ranks.world} -m lipprep.train")
         if work.batches.skip_damaged:

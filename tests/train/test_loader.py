@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import psutil
@@ -16,6 +17,10 @@ from lipprep.stages.shard.reader import read_samples
 from lipprep.train import loader
 from lipprep.train.epoch import evaluation_plan, places, training_plan
 from lipprep.train.loader import BatchLoader, ShardBatches
+
+FORKS = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a server that forks"
+)
 
 
 def batches_of(folder, split="train") -> ShardBatches:
@@ -189,7 +194,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a server that forks")
+@FORKS
 def test_readers_take_lipprep_from_where_the_run_does_and_end_with_it(shards, tmp_path):
     for package in ("lipprep", "torch"):  # folders of these names, as in a clone, are none of Python's business
         (tmp_path / package).mkdir()
@@ -206,3 +211,27 @@ def test_readers_take_lipprep_from_where_the_run_does_and_end_with_it(shards, tm
         finally:
             run.kill()
     assert not psutil.wait_procs(started, timeout=60)[1]
+
+
+@FORKS
+def test_what_others_have_the_server_fork_can_be_ended(shards):
+    batches = batches_of(shards)
+    reader = iter(BatchLoader(batches, [np.array([[0, 0]])], workers=1, pin_memory=False))
+    assert len(next(reader)["keys"]) == 1
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    process.start()
+    process.terminate()
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
+
+
+@FORKS
+def test_a_folder_whose_name_is_too_long_to_meet_in_is_named(shards, monkeypatch):
+    def fail():
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", fail)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with pytest.raises(ValueError, match=r"AF_UNIX path too long.*set TMPDIR to .* or workers=0"):
+        BatchLoader(batches_of(shards), [np.array([[0, 0]])], workers=1, pin_memory=False)
+    assert "PYTHONSAFEPATH" not in os.environ

@@ -8,7 +8,6 @@ import torch
 
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
 from lipprep.train.config import load_recipe
-from lipprep.train.device import choose_device
 from lipprep.train.loop import train
 from lipprep.train.run import open_run
 
@@ -103,22 +102,6 @@ def test_an_unknown_device_is_refused(shards, tiny, tmp_path):
     for device in ("tpu", "cuda:99"):
         with pytest.raises(ValueError, match="device"):
             train(load_recipe("compact", tiny), shards=shards, run=tmp_path / "r", device=device)
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "number"),
-    [("auto", {}, 0), ("cuda", {}, 0), ("cuda:1", {}, 1), ("cuda", {"local": 1, "beside": 2}, 1)],
-)
-def test_a_gpu_has_a_number_always(name, place, number, monkeypatch):
-    """torch.cuda.set_device takes none without."""
-    chosen = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append(device.index))
-    assert choose_device(name, **place) == torch.device("cuda", number)
-    assert chosen == [number]
-    with pytest.raises(ValueError, match="device cuda:2 is not available"):
-        choose_device("cuda:2")
 
 
 def test_a_run_begins_with_the_weights_of_another_and_tells_which(shards, tiny, trained_run, tmp_path, capsys):

@@ -13,7 +13,7 @@ import torch
 
 from lipprep.train.config import load_recipe
 from lipprep.train.device import new_model, place, training_precision
-from lipprep.train.loop import explained
+from lipprep.train.errors import explained, less_memory
 from lipprep.train.step import MovingAverage, Step
 from lipprep.train.timing import PARTS, Clock, Waiting
 
@@ -168,7 +168,10 @@ def test_a_compiled_network_does_the_same_and_a_compiler_that_fails_is_told_of(t
 
     monkeypatch.setattr(torch, "compile", functools.partial(original, backend=fails))
     config = load_recipe("compact", tiny)
-    with pytest.raises(ValueError, match=r"leave out compile=true .*there is no compiler"), explained(config):
+    with (
+        pytest.raises(ValueError, match=r"leave out compile=true .*there is no compiler"),
+        explained(less_memory(config)),
+    ):
         made(tiny, "compile=true")[1](batch(), step=0, lr=1e-3)
 
 
