@@ -216,6 +216,7 @@ except ValueError as error:
 
 
 @pytest.mark.parametrize("engine", CLUSTERS)
+@pytest.mark.cluster
 def test_an_address_that_does_not_answer(engine, lipprep):
     """That is said before a manifest is looked for, which may have a million lines."""
     port = free_port()

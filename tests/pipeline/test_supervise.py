@@ -18,6 +18,7 @@ from lipprep.stages.shard.index import load_index
 
 
 @POSIX
+@pytest.mark.cluster
 def test_a_worker_killed_from_outside_costs_nothing(chain, trapped):
     chain()
     whole = tars("work/m/landmarks")
@@ -49,6 +50,7 @@ def test_a_clip_that_kills_its_process_is_condemned_and_costs_no_other(chain, tr
 
 
 @POSIX
+@pytest.mark.cluster
 def test_a_clip_that_hangs_is_cut_off(chain, trapped, lipprep):
     chain(stages=("landmarks",))
     done = trapped("shards", "--clip-timeout", 3, "--max-failures", "100%", traps={"BLACK/val/BLACK_00005": "hang"})

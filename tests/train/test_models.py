@@ -208,7 +208,7 @@ def test_compact_is_small_and_starts_to_learn_at_once():
         ({"trunk": "shufflenetv2", "width_mult": 0.7}, "0.5, 1.0, 1.5, 2.0"),
         ({"width_mult": 0.5}, "1.0"),
         ({"head": {"name": "tcn", "droput": 0}}, "did you mean dropout"),
-        ({"stem": "conv3d"}, "activation, head, trunk, width_mult"),
+        ({"stem": "conv3d"}, "activation, head, init, trunk, width_mult"),
     ],
 )
 def test_what_is_unknown_is_refused_with_what_is_known(changed, known):
