@@ -7,6 +7,7 @@ worker decodes what another one needs. Which worker reads a batch changes nothin
 Shapes: B clips, T frames of the longest of them, S side of a crop in pixels.
 """
 
+import atexit
 import contextlib
 import hashlib
 import math
@@ -16,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
@@ -38,6 +40,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that terminals and schedulers send 
 _MAX_BATCH = 1 << 32  # bytes of a batch's crops, all as long as its longest
 _PREFETCH = 2  # batches a worker is ahead
 _SAFE_PATH = "PYTHONSAFEPATH"  # see python --help-env
+_READERS: weakref.WeakSet = weakref.WeakSet()  # processes that this one has started
 _TRIES = 16  # neighbours of a damaged clip
 
 
@@ -231,9 +234,15 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[dict]:
         """Raises the ValueError or RemoteError of a batch that could not be read, in its turn."""
-        for batch in self._loader if self._loader.num_workers else _ahead(iter(self._loader)):
+        before = set(multiprocessing.active_children())
+        reading = iter(self._loader)
+        _READERS.update(set(multiprocessing.active_children()) - before)
+        for batch in reading if self._loader.num_workers else _ahead(reading):
             if isinstance(batch, ValueError | RemoteError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # else it would hold itself by its traceback, and the workers with it
             arrays = ("lengths", "labels", "durations")
             yield {**batch, **{name: torch.from_numpy(batch[name]) for name in arrays}}
 
@@ -347,6 +356,13 @@ def _begin(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     threading.Thread(target=_end_with_the_run, daemon=True).start()
     keep_memory()
+
+
+@atexit.register
+def _end_readers() -> None:
+    # As Python ends, it sends SIGTERM to what still runs, once, and waits: to `_begin` that is a signal to all.
+    for process in list(_READERS):
+        process.kill()
 
 
 def _end_with_the_run() -> None:

@@ -235,3 +235,15 @@ def test_a_folder_whose_name_is_too_long_to_meet_in_is_named(shards, monkeypatch
     with pytest.raises(ValueError, match=r"AF_UNIX path too long.*set TMPDIR to .* or workers=0"):
         BatchLoader(batches_of(shards), [np.array([[0, 0]])], workers=1, pin_memory=False)
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_a_run_that_fails_does_not_wait_for_its_readers(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    start = load_index(folder).offsets["train-0001.tar"][4]
+    with (folder / "train-0001.tar").open("rb+") as file:
+        file.seek(int(start) + 512)
+        file.write(bytes(200))
+    command = [sys.executable, "-m", "lipprep", "train", "--recipe", "compact", "--device", "cpu", "--shards", folder]
+    settings = ["--run", tmp_path / "r", "workers=2", "epochs=1", "batch_size=8"]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 1 and "train-0001.tar is damaged" in done.stderr
