@@ -26,8 +26,9 @@ class Config:
     """A resolved recipe. The defaults are those of the published LRW trainers (AdamW, cosine, 80 epochs).
 
     `model` is what `lipprep.train.models.build` takes. `profile` names the alignment that the recipe is
-    meant for. `warmup` is the part of all steps in which the rate rises linearly; from there it falls as a
-    cosine to 0 at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
+    meant for. `optimizer` and `schedule` are those of `lipprep.train.optimize`. `warmup` is the part of all steps in
+    which the rate rises linearly; from there it falls, as `cosine` to `lr_min` at the last step, which is that of
+    `epochs` or `max_steps`, whichever comes first. `halve_every` is in epochs.
     `batch_size` clips of all processes together make a step; each process takes its part of them in `accumulate`
     slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. In the first
     `augment_after` steps nothing is mixed, masked, erased or shortened.
@@ -56,6 +57,10 @@ class Config:
     batch_size: int = 32
     lr: float = 3e-4
     weight_decay: float = 1e-2
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "cosine_by_epoch", "mpc001", "halving"] = "cosine"
+    lr_min: float = 0.0
+    halve_every: int = 5
     warmup: float = 0.0
     label_smoothing: float = 0.0
     accumulate: int = 1
@@ -79,7 +84,7 @@ class Config:
         for name in ("lr", "weight_decay"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
-        counts = ("epochs", "max_steps", "batch_size", "accumulate", "overfit", "log_every")
+        counts = ("epochs", "max_steps", "batch_size", "accumulate", "overfit", "log_every", "halve_every")
         for name in (*counts, "eval_every", "save_every", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,13 +102,25 @@ class Config:
         for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
+        if not 0 <= self.lr_min <= self.lr:
+            raise ValueError(f"lr_min is {self.lr_min}, it must be at least 0 and at most lr, {self.lr}")
+
+
+def without_effect(config: Config) -> list[str]:
+    """What a config sets in vain, a sentence each."""
+    told = []
+    if config.schedule == "halving" and config.lr_min:
+        told.append(f"lr_min={config.lr_min:g} is for cosines: schedule=halving falls without end")
+    if config.schedule != "halving" and config.halve_every != Config.halve_every:
+        told.append(f"halve_every={config.halve_every} is without effect: it goes with schedule=halving")
+    return told
 
 
 def overfitting(clips: int) -> list[str]:
     """The overrides with which a network is to learn `clips` clips by heart: nothing by chance, nothing in its way."""
     chance = ("random_crop", "variable_length", "flip", "mixup", "cutmix", "time_mask", "erasing")
     chance += ("gain", "bias", "scale", "aspect", "rotation", "shift")
-    still = {f"augment.{name}": 0 for name in chance} | {"label_smoothing": 0, "ema": 0}
+    still = {f"augment.{name}": 0 for name in chance} | {"label_smoothing": 0, "ema": 0, "schedule": "cosine"}
     still |= {"overfit": clips, "epochs": 100_000, "max_steps": 300, "eval_every": 25, "save_every": 100}
     return [f"{name}={value}" for name, value in still.items()]
 

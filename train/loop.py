@@ -31,6 +31,7 @@ from lipprep.train.errors import explained, less_memory, of_reader
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
 from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation, warn
+from lipprep.train.optimize import learning_rate
 from lipprep.train.prepare import Kept, Work, prepare, validates
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.report import CURVES, FIRST_BATCH, SUMMARY, draw_batch, draw_curves, write_summary
@@ -190,7 +191,7 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
                 break
             with watch.waiting.for_batch():
                 batch = next(batches)
-            lr = learning_rate(work.done, total=total, config=config)
+            lr = learning_rate(work.done, total=total, per_epoch=per_epoch, config=config)
             watch.step(step(batch, step=work.done, lr=lr), batch["keys"])
             work.done += 1
             done = work.done
@@ -246,14 +247,6 @@ def _check_alike(work: Work) -> None:
                 f"the shards of rank {', '.join(map(str, others))} are others than those of rank 0: copy them anew to "
                 "that machine, or name one folder that all see"
             )
-
-
-def learning_rate(step: int, *, total: int, config: Config) -> float:
-    """The rate of step `step` (from 0) of `total`: a linear warm-up, then half a cosine down to 0."""
-    warmup = round(config.warmup * total)
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:

@@ -14,11 +14,12 @@ from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
-from lipprep.train.config import Config, as_plain
+from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.epoch import places, training_plan
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
+from lipprep.train.optimize import make_optimizer
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.resume import check_resumable, load_moments, load_scale, warn_of_changes
 from lipprep.train.step import MovingAverage, Step
@@ -153,6 +154,9 @@ def prepare(
 
     if config.sync_batchnorm and ranks.world == 1 and ranks.main:
         warn("sync_batchnorm is for several processes: in one, each slice of a batch is normalised by itself")
+    if ranks.main:
+        for sentence in without_effect(config):
+            warn(sentence)
     torch.manual_seed(config.seed)
     model = place(new_model(config.model, num_classes=len(index.labels)), where)
     if config.overfit:
@@ -163,7 +167,7 @@ def prepare(
         raise ValueError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
     if config.init_from is not None and resume is None:
         _initialise(model, Path(config.init_from), index, tell=ranks.main)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    optimizer = make_optimizer(model.parameters(), config)
     val = None
     if config.overfit:
         val = batches

@@ -14,7 +14,7 @@ from lipprep.train.epoch import evaluation_plan
 from lipprep.train.errors import explained, less_memory
 from lipprep.train.evaluate import classify
 from lipprep.train.loader import BatchLoader
-from lipprep.train.loop import learning_rate
+from lipprep.train.optimize import learning_rate
 from lipprep.train.prepare import prepare
 from lipprep.train.timing import PARTS, Clock, peak_memory
 
@@ -58,7 +58,7 @@ def rehearse(
         places = work.plan(epoch)[place][step.rows(number)]
         reader = {"workers": config.resolved["workers"], "pin_memory": work.device.type == "cuda"}
         loader = iter(BatchLoader(work.batches, [places] * (STEPS + 1), **reader))
-        lr = learning_rate(number, total=work.total, config=config)
+        lr = learning_rate(number, total=work.total, per_epoch=work.per_epoch, config=config)
         shape: list[int] = []
         step.show = lambda batch, _: shape.extend([len(batch.x_B1THW), *batch.x_B1THW.shape[2:]])
         for _ in range(STEPS):

@@ -6,32 +6,36 @@ import torch
 
 from lipprep.stages.shard.index import Index
 from lipprep.train.checkpoint import Checkpoint, check_fits, versions
-from lipprep.train.config import Config, as_plain
+from lipprep.train.config import Config, as_plain, config_from
 from lipprep.train.metrics import warn
 
 
-def load_moments(optimizer: torch.optim.AdamW, checkpoint: Checkpoint) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     """Take over the moments of each weight; the settings stay this run's.
 
     The fused kernel trusts the moments' shapes: others would read beyond the memory that they have.
     """
     unfit = "the checkpoint's optimizer state does not fit its model"
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    counts = not isinstance(optimizer, torch.optim.SGD)
+    names = ("exp_avg", "exp_avg_sq") if counts else ("momentum_buffer",)
     state = checkpoint.optimizer.get("state")
-    if state == {} and checkpoint.step == 0:
+    # SGD keeps nothing of steps that are left out, as fp16's first ones may all be.
+    if state == {} and (checkpoint.step == 0 or not counts):
         return
     if not isinstance(state, dict) or set(state) != set(range(len(weights))):
         raise ValueError(f"{unfit}: it is not that of {len(weights)} weights")
     taken = {}
     for number, weight in enumerate(weights):
         kept = state[number]
-        shapes = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+        shapes = dict.fromkeys(names, weight.shape) | ({"step": torch.Size()} if counts else {})
         if not isinstance(kept, dict) or {k: getattr(v, "shape", None) for k, v in kept.items()} != shapes:
             raise ValueError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
         try:
             with torch.no_grad():
-                moments = {k: torch.empty_like(weight).copy_(kept[k]) for k in ("exp_avg", "exp_avg_sq")}
-                taken[number] = {"step": kept["step"].to(torch.float32, copy=True), **moments}
+                taken[number] = {k: torch.empty_like(weight).copy_(kept[k]) for k in names}
+                if counts:
+                    taken[number]["step"] = kept["step"].to(torch.float32, copy=True)
         except RuntimeError as error:  # tensors of a kind that cannot be copied, as quantized ones
             raise ValueError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
     optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -78,12 +82,12 @@ def check_resumable(
             )
         if remedy:
             raise ValueError(f"{error}. {remedy}") from error
-    now = as_plain(config)
-    for name in ("model", "seed", "batch_size", "overfit"):
-        if now[name] != checkpoint.config.get(name):
+    now, before = as_plain(config), as_plain(config_from(checkpoint.config))
+    for name in ("model", "seed", "batch_size", "overfit", "optimizer"):
+        if now[name] != before[name]:
             raise ValueError(
-                f"the run has {name}={checkpoint.config.get(name)}, not {now[name]}, and that cannot change on "
-                "its way: start a new run in another --run"
+                f"the run has {name}={before[name]}, not {now[name]}, and that cannot change on its way: start a new "
+                "run in another --run"
             )
 
 

@@ -1,6 +1,5 @@
 import itertools
 import json
-import math
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_config, load_recipe, overfitting
 from lipprep.train.evaluate import evaluate
 from lipprep.train.loader import ShardBatches
-from lipprep.train.loop import learning_rate, train
+from lipprep.train.loop import train
 from lipprep.train.models import LipReader
 from lipprep.train.run import open_run
 
@@ -159,19 +158,6 @@ def test_seeds_make_runs(shards, tiny, tmp_path):
         config = load_recipe("compact", [*tiny, "max_steps=2", f"seed={seed}"])
         train(config, shards=shards, run=tmp_path / name, device="cpu")
     assert lines(tmp_path / "a")[0]["loss"] != lines(tmp_path / "b")[0]["loss"]
-
-
-def test_the_rate_warms_up_and_falls_to_zero():
-    config = load_recipe("compact", ["lr=1", "warmup=0.1"])
-    rates = [learning_rate(step, total=100, config=config) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert max(rates) == 1
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.5)
-    assert 0 < rates[99] < 1e-3
-    published = load_recipe("lrw_resnet18_mstcn")
-    assert learning_rate(0, total=80, config=published) == published.lr
-    assert learning_rate(20, total=80, config=published) == pytest.approx(published.lr * (1 + math.sqrt(0.5)) / 2)
 
 
 def test_a_run_tells_of_itself(trained_run):

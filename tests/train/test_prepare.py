@@ -42,6 +42,7 @@ def test_fewer_clips_than_a_batch_still_train(make_shards, tiny, tmp_path):
         ("seed=9", "seed=1, not 9"),
         ("batch_size=4", "batch_size"),
         ("model.head.channels=64", "model="),
+        ("optimizer=sgd", "optimizer=adamw, not sgd"),
         ("lr=1", "36 steps"),
     ],
 )
