@@ -35,7 +35,8 @@ class Config:
 
     Gradients are shortened to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the
     weights (0: none), which is then what is validated, evaluated and used to read. `init_from` is a run or a
-    checkpoint whose weights a run begins with, as far as their names and shapes agree. `overfit` is the number of
+    checkpoint whose weights a run begins with, as far as their names and shapes agree. `freeze` names parts of the
+    network that stay as they are, weights and statistics, and are run as in evaluation. `overfit` is the number of
     clips that are trained on and validated on, so that a network that cannot learn is found in minutes.
 
     `eval_every` and `save_every` count steps; without them, a run validates and saves last.pt after every epoch.
@@ -69,6 +70,7 @@ class Config:
     clip_norm: float | None = None
     ema: float = 0.0
     init_from: str | None = None
+    freeze: list[str] = field(default_factory=list)
     overfit: int | None = None
     max_time: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -102,6 +104,8 @@ class Config:
         for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
+        if not all(isinstance(name, str) and name for name in self.freeze):
+            raise ValueError(f"freeze is {self.freeze}, it must be names: freeze=[frontend3D,trunk]")
         if not 0 <= self.lr_min <= self.lr:
             raise ValueError(f"lr_min is {self.lr_min}, it must be at least 0 and at most lr, {self.lr}")
 

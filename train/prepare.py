@@ -1,6 +1,7 @@
 """What a run is made of, put together before its first step: all that can be told to be wrong by then, is, here."""
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,9 +166,14 @@ def prepare(
                 module.p = 0.0
     if config.compile and model.frontend3D.skips_padding:
         raise ValueError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
-    if config.init_from is not None and resume is None:
-        _initialise(model, Path(config.init_from), index, tell=ranks.main)
-    optimizer = make_optimizer(model.parameters(), config)
+    begun: set[str] = set()  # the weights that are not drawn at random
+    if resume is not None:
+        begun = set(resume.model)
+    elif config.init_from is not None:
+        begun = _initialise(model, Path(config.init_from), index, tell=ranks.main)
+    if config.freeze:
+        _freeze(model, config.freeze, begun, tell=ranks.main)
+    optimizer = make_optimizer([weight for weight in model.parameters() if weight.requires_grad], config)
     val = None
     if config.overfit:
         val = batches
@@ -239,10 +245,37 @@ def validates(config: Config, done: int, total: int, per_epoch: int) -> bool:
     return done % (config.eval_every or per_epoch) == 0 or done == total
 
 
-def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool) -> None:
+def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: bool) -> None:
+    """Have no gradients of the parts `names`; warn of those that are drawn at random, having no weight in `begun`.
+
+    Raises ValueError where there is no such part, or nothing is left to train.
+    """
+    parts = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        if name not in parts:
+            close = difflib.get_close_matches(name, parts, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            known = ", ".join(part for part in parts if part and part.count(".") < 2)
+            raise ValueError(f"freeze: the network has no part {name!r}: {hint}It has {known}, and their parts")
+        parts[name].requires_grad_(False)
+        own = {key for key in model.state_dict() if key.startswith(f"{name}.")}
+        if tell and own and not own & begun:
+            warn(
+                f"freeze: {name} is drawn at random and stays so: begin with the weights of a run that has learnt, "
+                "init_from=RUN"
+            )
+    frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    total = sum(weight.numel() for weight in model.parameters())
+    if frozen == total:
+        raise ValueError(f"freeze={','.join(names)} leaves nothing to train: freeze fewer parts")
+    if tell:
+        tqdm.write(f"freeze: {frozen:,} of {total:,} parameters stay as they are")
+
+
+def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool) -> set[str]:
     """Begin with the weights of another run, as far as names and shapes agree, and tell of those that do not.
 
-    Raises ValueError where none does.
+    Returns the names of those that do. Raises ValueError where none does.
     """
     checkpoint = load_checkpoint(find_checkpoint(path))
     ours, theirs = model.state_dict(), checkpoint.weights
@@ -259,7 +292,7 @@ def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool)
             raise ValueError(f"init_from={path}: its weight {name} has values that are no finite numbers")
     model.load_state_dict({**ours, **taken})
     if not tell:
-        return
+        return set(taken)
     tqdm.write(f"init_from: {len(taken)} of {len(ours)} weights are those of {printable(path)}")
     for name, value in ours.items():
         if name not in theirs:
@@ -272,3 +305,4 @@ def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool)
     for name in theirs:
         if name not in ours:
             tqdm.write(f"  {printable(name)} is only there: it is not used")
+    return set(taken)

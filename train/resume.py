@@ -83,11 +83,11 @@ def check_resumable(
         if remedy:
             raise ValueError(f"{error}. {remedy}") from error
     now, before = as_plain(config), as_plain(config_from(checkpoint.config))
-    for name in ("model", "seed", "batch_size", "overfit", "optimizer"):
+    for name in ("model", "seed", "batch_size", "overfit", "optimizer", "freeze"):
         if now[name] != before[name]:
             raise ValueError(
                 f"the run has {name}={before[name]}, not {now[name]}, and that cannot change on its way: start a new "
-                "run in another --run"
+                "run in another --run; init_from=PATH begins it with these weights"
             )
 
 

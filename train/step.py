@@ -83,6 +83,8 @@ class Step:
                 device_ids=[device] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+        # Found only now: synchronised, a part may be another module.
+        self._frozen = [model.get_submodule(name) for name in config.freeze]
         if config.compile:
             self._network = torch.compile(self._network)
 
@@ -111,14 +113,16 @@ class Step:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._network.train()
+        for part in self._frozen:
+            part.eval()
         self._optimizer.zero_grad(set_to_none=True)
         told = torch.zeros(2, device=self._device)
         whole = config.accumulate * self._ranks.world == 1
         # What is compiled is compiled anew for each length.
         frames = int(lengths_B.max()) if config.compile else None
-        for part, mine in enumerate(np.split(own, config.accumulate)):
-            last = part == config.accumulate - 1
-            number = self._ranks.rank * config.accumulate + part
+        for turn, mine in enumerate(np.split(own, config.accumulate)):
+            last = turn == config.accumulate - 1
+            number = self._ranks.rank * config.accumulate + turn
             torch.manual_seed(_seed(*seed) if whole else _seed(*seed, number))  # dropout
             needed = mine if draws.partner is None else np.concatenate([mine, np.setdiff1d(draws.partner[mine], mine)])
             video, labels = video_RTSS, labels_R

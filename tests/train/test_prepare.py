@@ -42,6 +42,7 @@ def test_fewer_clips_than_a_batch_still_train(make_shards, tiny, tmp_path):
         ("seed=9", "seed=1, not 9"),
         ("batch_size=4", "batch_size"),
         ("model.head.channels=64", "model="),
+        ("freeze=[trunk]", r"freeze=\[\], not \['trunk'\].*init_from=PATH begins it"),
         ("optimizer=sgd", "optimizer=adamw, not sgd"),
         ("lr=1", "36 steps"),
     ],
@@ -157,9 +158,26 @@ def test_weights_that_are_no_numbers_begin_no_run(value, shards, tiny, trained_r
         (["augment.crop_size=4"], "too small for any network: 32"),
         (["model.head.channels=-1"], r"settings model\.\* are of a wrong form"),
         (["compile=true"], "not for the trunk compact"),
+        (["freeze=[frontend]"], r"no part 'frontend': did you mean frontend3D\? It has trunk, trunk\.layer1.*tcn"),
+        (["freeze=[trunk,frontend3D,tcn]"], "leaves nothing to train"),
     ],
 )
 def test_settings_that_no_network_takes_are_refused(settings, message, shards, tiny, tmp_path):
     with pytest.raises(ValueError, match=message):
         train(load_recipe("compact", [*tiny, *settings]), shards=shards, run=tmp_path / "r", device="cpu")
     assert not (tmp_path / "r").exists()
+
+
+def test_what_is_frozen_at_random_is_told(shards, tiny, trained_run, tmp_path, capsys):
+    def said(name, *settings) -> str:
+        config = load_recipe("compact", [*tiny, "max_steps=1", *settings])
+        train(config, shards=shards, run=tmp_path / name, device="cpu")
+        said = capsys.readouterr()
+        assert "parameters stay as they are" in said.out
+        return said.err
+
+    assert "freeze: frontend3D is drawn at random and stays so" in said("a", "freeze=[frontend3D]")
+    assert not said("b", "freeze=[frontend3D,trunk.layer1]", f"init_from={trained_run}")
+    wider = [f"init_from={trained_run}", "model.head.channels=16", "freeze=[frontend3D,tcn.convs.1]"]
+    told = said("c", *wider)
+    assert "freeze: tcn.convs.1 is drawn at random" in told and "frontend3D is" not in told

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_recipe
 from lipprep.train.device import new_model, place, training_precision
 from lipprep.train.errors import explained, less_memory
+from lipprep.train.loop import train
+from lipprep.train.models import LipReader
 from lipprep.train.step import MovingAverage, Step
 from lipprep.train.timing import PARTS, Clock, Waiting
 
@@ -207,3 +210,38 @@ def test_a_gpu_waits_from_the_end_of_a_step_to_the_start_of_the_next(monkeypatch
                 pass
             waiting.step_done()
         assert waiting.take() == (2 if steps == 3 else 1)  # what was before the first step of all is not known
+
+
+def test_no_bit_of_a_frozen_part_changes_and_all_else_does(shards, tiny, trained_run, tmp_path, monkeypatch):
+    seen, original = [], LipReader.extract_features
+
+    def spied(model, *args):
+        features = original(model, *args)
+        if model.tcn.training:
+            seen.append((features.requires_grad, model.trunk.training, model.frontend3D.norm.training))
+        return features
+
+    monkeypatch.setattr(LipReader, "extract_features", spied)
+    freeze = "freeze=[frontend3D,trunk,tcn.project]"
+    settings = [*tiny, "max_steps=4", "weight_decay=0.5", "lr=1e-2", "ema=0.9", "accumulate=2", "clip_norm=1"]
+    config = load_recipe("compact", [*settings, f"init_from={trained_run}", freeze])
+    train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    before, after = load_checkpoint(trained_run / "best.pt").model, load_checkpoint(tmp_path / "r" / "last.pt")
+    frozen = {key for key in before if key.startswith(("frontend3D.", "trunk.", "tcn.project."))}
+    assert any("running_var" in key for key in frozen) and len(frozen) < len(before)
+    for weights in (after.model, after.ema):
+        assert {key for key in before if torch.equal(before[key], weights[key])} == frozen
+    # Nothing is kept for gradients that nobody needs, and no moments.
+    assert seen == [(False, False, False)] * 8
+    trained = [key for key in set(before) - frozen if "running" not in key and "num_batches" not in key]
+    assert len(after.optimizer["state"]) == len(trained)
+
+
+def test_gradients_go_through_a_frozen_part_to_what_is_before_it(shards, tiny, trained_run, tmp_path):
+    config = load_recipe("compact", [*tiny, "max_steps=2", f"init_from={trained_run}", "freeze=[trunk.layer2]"])
+    train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    before, after = (
+        load_checkpoint(run / name).model for run, name in [(trained_run, "best.pt"), (tmp_path / "r", "last.pt")]
+    )
+    same = {key for key in before if torch.equal(before[key], after[key])}
+    assert same == {key for key in before if key.startswith("trunk.layer2.")}
