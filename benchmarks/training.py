@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import cv2
+import networks
 import numpy as np
 import plain
 import torch
@@ -214,7 +215,7 @@ def theirs(config, files: list[Path], steps: int) -> Callable[[], tuple[float, f
     """As many steps of the plain loop."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(1)
-    network = plain.network(config.model, len(WORDS)).to(device)
+    network = networks.network(config.model, len(WORDS)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-2)
     workers = 0 if device.type == "cpu" else min(8, (os.cpu_count() or 2) - 1)
     options = config.augment
