@@ -2,79 +2,148 @@
 
 A configuration names one of each, so that any trunk goes with any head:
 
-    trunk: resnet18            # resnet18, shufflenetv2 or compact; the stem comes with it
+    trunk: resnet18            # one of TRUNKS below; the stem comes with it
     activation: prelu          # prelu, relu or swish
-    width_mult: 1.0            # shufflenetv2: 0.5, 1.0, 1.5 or 2.0; the others: 1.0
     head:
-      name: mstcn              # mstcn, tcn or compact
-      kernel_sizes: [3, 5, 7]  # tcn and compact: kernel_size: 3
-      num_layers: 4            # with dilations 1, 2, 4, ...
-      channels: 256            # mstcn: of each kernel size; compact: 128 by default
-      dropout: 0.2
+      name: mstcn              # one of HEADS below
+      kernel_sizes: [3, 5, 7]  # and its options
+    boundary: mpc001           # the head also sees where the word stands, by that formula (lipprep.train.boundary)
+    neck: {channels: 256}      # between trunk and head: a linear layer, `norm: true`, `dropout: 0.5`
     init: published            # how weights are drawn: as the published networks', or torch: as each layer's default
 
-`trunk`, `activation` and `head.name` are required; what else is left out is as above. resnet18 + mstcn,
-and shufflenetv2 + tcn, are the networks of mpc001/Lipreading_using_Temporal_Convolutional_Networks, and
-have its parameter names: their checkpoints' "model_state_dict" loads as it is.
+`trunk`, `activation` and `head.name` are required. TRUNKS and HEADS have the options of each, and their defaults; those
+of a trunk stand beside its name. Parameters have the names of mpc001/Lipreading_using_Temporal_Convolutional_Networks
+and swpang/lipreading-snu, where these have such networks: their checkpoints' "model_state_dict" loads as it is.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from lipprep.train.boundary import FORMULAS
 from lipprep.train.models.compact import STEM_CHANNELS, TRUNK_WIDTHS, CompactHead, CompactStem
+from lipprep.train.models.densetcn import dctcn
+from lipprep.train.models.efficientnet import EfficientNetB3
 from lipprep.train.models.layers import ACTIVATIONS, initialise, unpack, valid_positions
+from lipprep.train.models.neck import Neck
+from lipprep.train.models.recurrent import Recurrent
+from lipprep.train.models.resnet import WIDTHS as RESNET_WIDTHS
 from lipprep.train.models.resnet import ResNet
 from lipprep.train.models.shufflenet import WIDTHS, ShuffleNetV2
 from lipprep.train.models.stem import Stem
 from lipprep.train.models.tcn import mstcn, tcn
+from lipprep.train.models.temporal_conv import TemporalConvHead
+from lipprep.train.models.transformer import TransformerHead
 
-__all__ = ["LipReader", "build"]
+__all__ = ["HEADS", "TRUNKS", "LipReader", "build"]
 
-_TRUNKS = {
-    "resnet18": lambda width_mult, act: (
-        Stem(64, act),
-        ResNet(64, (64, 128, 256, 512), blocks=2, activation_name=act),
-    ),
-    "shufflenetv2": lambda width_mult, act: (Stem(WIDTHS[width_mult][0], act), ShuffleNetV2(width_mult)),
-    "compact": lambda width_mult, act: (
-        CompactStem(act),
-        ResNet(STEM_CHANNELS, TRUNK_WIDTHS, blocks=1, activation_name=act),
-    ),
+
+def _resnet(act: str, *, blocks: tuple[int, ...], stem_bias: bool, **how: bool) -> tuple[nn.Module, nn.Module]:
+    trunk = ResNet(64, RESNET_WIDTHS, blocks=blocks, activation_name=act, **how)
+    return Stem(64, act, bias=stem_bias), trunk
+
+
+def _senet(act: str, *, gate_bias: bool) -> tuple[nn.Module, nn.Module]:
+    trunk = ResNet(64, RESNET_WIDTHS, blocks=(2, 2, 2, 2), activation_name=act, gated=True, gate_bias=gate_bias)
+    return Stem(64, act), trunk
+
+
+def _shufflenet(act: str, *, width_mult: float) -> tuple[nn.Module, nn.Module]:
+    _choose("width_mult of shufflenetv2", width_mult, WIDTHS)
+    return Stem(WIDTHS[width_mult][0], act), ShuffleNetV2(width_mult)
+
+
+def _compact(act: str) -> tuple[nn.Module, nn.Module]:
+    return CompactStem(act), ResNet(STEM_CHANNELS, TRUNK_WIDTHS, blocks=(1, 1, 1), activation_name=act)
+
+
+# name: (how it is made, its options with their defaults)
+TRUNKS: dict[str, tuple[Callable[..., tuple[nn.Module, nn.Module]], dict[str, Any]]] = {
+    "resnet18": (partial(_resnet, blocks=(2, 2, 2, 2)), {"preactivation": False, "stem_bias": False}),
+    "resnet34": (partial(_resnet, blocks=(3, 4, 6, 3)), {"preactivation": False, "stem_bias": False}),
+    "senet18": (_senet, {"gate_bias": False}),
+    "shufflenetv2": (_shufflenet, {"width_mult": 1.0}),
+    "efficientnet_b3": (lambda act: (Stem(3, act), EfficientNetB3()), {}),
+    "compact": (_compact, {}),
 }
-_HEADS = {
-    "mstcn": (mstcn, {"kernel_sizes": (3, 5, 7), "num_layers": 4, "channels": 256, "dropout": 0.2}),
-    "tcn": (tcn, {"kernel_size": 3, "num_layers": 4, "channels": 256, "dropout": 0.2}),
+_TCN = {"kernel_size": 3, "num_layers": 4, "channels": 256, "dropout": 0.2}
+_MSTCN = {"kernel_sizes": (3, 5, 7), "num_layers": 4, "channels": 256, "dropout": 0.2}  # channels of each kernel size
+_RECURRENT = {"dropout": 0.2, "output_dropout": 0.0, "independent": False, "consensus": "scores"}
+HEADS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
+    "tcn": (tcn, _TCN),
+    "dstcn": (partial(tcn, separable=True), _TCN),
+    "mstcn": (mstcn, _MSTCN),
+    "dsmstcn": (partial(mstcn, separable=True), _MSTCN),
+    "dctcn": (
+        dctcn,
+        {
+            "block_layers": (3, 3, 3, 3),
+            "growth_rates": (384, 384, 384, 384),
+            "kernel_sizes": (3, 5, 7),
+            "dilations": (1, 2, 5),
+            "reduced_channels": 512,
+            "squeeze_excitation": True,
+            "dropout": 0.2,
+        },
+    ),
+    "bigru": (partial(Recurrent, cell="bigru"), {"hidden": 1024, "num_layers": 3, **_RECURRENT}),
+    "bilstm": (partial(Recurrent, cell="bilstm"), {"hidden": 256, "num_layers": 2, **_RECURRENT}),
+    "temporal_conv": (TemporalConvHead, {"kernel_size": 5, "channels": (512, 1024), "hidden": 256, "dropout": 0.0}),
+    "transformer": (TransformerHead, {"channels": 512, "num_layers": 6, "num_heads": 8, "dropout": 0.1}),
     "compact": (CompactHead, {"kernel_size": 3, "num_layers": 4, "channels": 128, "dropout": 0.2}),
 }
+_ANY_KERNEL = {"temporal_conv"}  # the others keep the number of frames, for which a kernel has a middle
+_NECK = {"channels": None, "norm": False, "dropout": 0.0}
 _INITS = {"published": initialise, "torch": lambda model: None}
-_KEYS = {"trunk", "activation", "width_mult", "head", "init"}
+_KEYS = {"trunk", "activation", "head", "boundary", "neck", "init"}
 
 
 class LipReader(nn.Module):
     """Mouth crops of words -> a score for each word. Made by `build`.
 
-    The stem is called `frontend3D` and the head `tcn`, as in the published checkpoints, whatever they are.
+    The stem is called `frontend3D` and the head `tcn`, as in the published checkpoints, whatever they are. `boundary`
+    is the formula of the word boundary that the head sees, None where it sees none.
     """
 
-    def __init__(self, frontend3D: nn.Module, trunk: nn.Module, tcn: nn.Module):
+    def __init__(
+        self, frontend3D: nn.Module, trunk: nn.Module, neck: nn.Module, tcn: nn.Module, *, boundary: str | None = None
+    ):
         super().__init__()
         # The order of registration is that of the published checkpoints.
         self.trunk = trunk
         self.frontend3D = frontend3D
+        self.neck = neck
         self.tcn = tcn
+        self.boundary = boundary
 
     @property
     def ignores_padding(self) -> bool:
         """Whether a clip's logits are the same whatever it is padded with, and however much."""
-        return self.frontend3D.skips_padding and isinstance(self.tcn, CompactHead)
+        return self.frontend3D.skips_padding and getattr(self.tcn, "ignores_padding", False)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether what comes out are means of log posteriors already, not scores to be normalised."""
+        return getattr(self.tcn, "normalised", False)
 
     @property
     def classifier(self) -> str:
         """The name of the layer that has a row for each word."""
         return [name for name, module in self.named_modules() if isinstance(module, nn.Linear)][-1]
+
+    @property
+    def smallest(self) -> int:
+        """The side of the smallest crop that it reads, in pixels: the trunks halve it four times and more."""
+        return getattr(self.trunk, "smallest", 32)
+
+    @property
+    def features(self) -> int:
+        """The number of features of a frame."""
+        return self.neck.channels
 
     def extract_features(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
         """Features of the frames before any temporal convolution but the stem's, (B, T, C) float32.
@@ -83,19 +152,28 @@ class LipReader(nn.Module):
         the others.
         """
         batch_size, _, num_frames = x_B1THW.shape[:3]
-        feat_NC = self.trunk(self.frontend3D(x_B1THW, lengths_B))
+        feat_NC = self.neck(self.trunk(self.frontend3D(x_B1THW, lengths_B)))
         if self.frontend3D.skips_padding:
             positions_N = valid_positions(lengths_B, num_frames)
             return unpack(feat_NC, positions_N, batch_size, num_frames)
         return feat_NC.unflatten(0, (batch_size, num_frames))
 
-    def forward(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
+    def read_features(self, feat_BTC: Tensor, lengths_B: Tensor, boundary_BT1: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of features as `extract_features` gives them."""
+        if self.boundary is not None:
+            if boundary_BT1 is None:  # unknown, as in the wild
+                boundary_BT1 = feat_BTC.new_zeros(*feat_BTC.shape[:2], 1)
+            feat_BTC = torch.cat([feat_BTC, boundary_BT1.to(feat_BTC.dtype)], dim=2)
+        return self.tcn(feat_BTC, lengths_B)
+
+    def forward(self, x_B1THW: Tensor, lengths_B: Tensor, boundary_BT1: Tensor | None = None) -> Tensor:
         """Logits (B, num_classes) of normalised gray clips.
 
         `x_B1THW` is float32, zero after each clip's `lengths_B` frames (int64, at least 1, on the same
-        device).
+        device). `boundary_BT1` is 1 in the frames of the word, 0 in the others, and all 0 where that is not known; a
+        network without `boundary` does not look at it.
         """
-        return self.tcn(self.extract_features(x_B1THW, lengths_B), lengths_B)
+        return self.read_features(self.extract_features(x_B1THW, lengths_B), lengths_B, boundary_BT1)
 
 
 def _choose(what: str, name: Any, known: Mapping[Any, Any]) -> Any:
@@ -114,28 +192,41 @@ def _refuse_unknown(what: str, keys: set[str], known: set[str]) -> None:
 def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
     """A freshly initialised network (torch's global generator) of the configuration described above.
 
-    Raises ValueError for a name, option or value that is not known, naming those that are.
+    Raises ValueError for a name, option or value that is not known, naming those that are, and for combinations that
+    are none.
     """
-    _refuse_unknown("model", set(config), _KEYS)
     for key in ("trunk", "activation", "head"):
         if key not in config:
             raise ValueError(f"the model configuration lacks {key!r}")
-    trunk_name, act, width_mult = config["trunk"], config["activation"], config.get("width_mult", 1.0)
-    make_trunk = _choose("trunk", trunk_name, _TRUNKS)
+    trunk_name, act = config["trunk"], config["activation"]
+    make_trunk, trunk_defaults = _choose("trunk", trunk_name, TRUNKS)
+    others = set().union(*(options for _, options in TRUNKS.values())) - set(trunk_defaults)
+    if foreign := sorted(others & set(config)):
+        able = [name for name, (_, options) in TRUNKS.items() if foreign[0] in options]
+        raise ValueError(f"the trunk {trunk_name} has no {foreign[0]}: that is of {', '.join(able)}")
+    _refuse_unknown("model", set(config), _KEYS | set(trunk_defaults))
     _choose("activation", act, ACTIVATIONS)
-    _choose(f"width_mult of {trunk_name}", width_mult, WIDTHS if trunk_name == "shufflenetv2" else {1.0: None})
-
     draw = _choose("init", config.get("init", "published"), _INITS)
+    boundary = config.get("boundary")
+    if boundary is not None:
+        _choose("boundary", boundary, FORMULAS)
+    neck_options = dict(config.get("neck") or {})
+    _refuse_unknown("neck", set(neck_options), set(_NECK))
     head = dict(config["head"])
     head_name = head.pop("name", None)
-    make_head, defaults = _choose("head", head_name, _HEADS)
+    make_head, defaults = _choose("head", head_name, HEADS)
     _refuse_unknown(f"{head_name} head", set(head), set(defaults))
     options = defaults | head
-    for kernel_size in options.get("kernel_sizes", [options.get("kernel_size")]):
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel size {kernel_size} of the {head_name} head is even: it must be odd")
+    if head_name not in _ANY_KERNEL:
+        for kernel_size in options.get("kernel_sizes", [options.get("kernel_size", 1)]):
+            if kernel_size % 2 == 0:
+                raise ValueError(f"kernel size {kernel_size} of the {head_name} head is even: it must be odd")
 
-    stem, trunk = make_trunk(width_mult, act)
-    model = LipReader(stem, trunk, make_head(trunk.channels, num_classes, activation_name=act, **options))
+    stem, trunk = make_trunk(act, **trunk_defaults | {k: v for k, v in config.items() if k in trunk_defaults})
+    neck = Neck(trunk.channels, **_NECK | neck_options)
+    channels = neck.channels + (boundary is not None)
+    model = LipReader(
+        stem, trunk, neck, make_head(channels, num_classes, activation_name=act, **options), boundary=boundary
+    )
     draw(model)
     return model

@@ -40,6 +40,8 @@ class CompactStem(nn.Module):
 class CompactHead(nn.Module):
     """Residual dilated convolutions over the valid frames, their mean, a classifier."""
 
+    ignores_padding = True
+
     def __init__(
         self,
         in_channels: int,

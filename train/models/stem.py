@@ -33,9 +33,9 @@ class Stem(nn.Sequential):
 
     skips_padding = False
 
-    def __init__(self, channels: int, activation_name: str):
+    def __init__(self, channels: int, activation_name: str, *, bias: bool = False):
         super().__init__(
-            FrameConv3d(1, channels, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False),
+            FrameConv3d(1, channels, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=bias),
             nn.BatchNorm2d(channels),
             activation(activation_name, channels),
             nn.MaxPool2d(3, 2, 1),
