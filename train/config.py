@@ -36,8 +36,10 @@ class Config:
     Gradients are shortened to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the
     weights (0: none), which is then what is validated, evaluated and used to read. `init_from` is a run or a
     checkpoint whose weights a run begins with, as far as their names and shapes agree. `freeze` names parts of the
-    network that stay as they are, weights and statistics, and are run as in evaluation. `overfit` is the number of
-    clips that are trained on and validated on, so that a network that cannot learn is found in minutes.
+    network that stay as they are, weights and statistics, and are run as in evaluation. `teacher` is a run or a
+    checkpoint that this one learns from, too, by `distill_weight` and `distill_temperature`
+    (`lipprep.train.distill`); an empty name says that one must be given. `overfit` is the number of clips that are
+    trained on and validated on, so that a network that cannot learn is found in minutes.
 
     `eval_every` and `save_every` count steps; without them, a run validates and saves last.pt after every epoch.
     `keep_every` steps a checkpoint is kept as step-N.pt. `max_time` is in seconds, of each start of the run: after it,
@@ -71,6 +73,9 @@ class Config:
     ema: float = 0.0
     init_from: str | None = None
     freeze: list[str] = field(default_factory=list)
+    teacher: str | None = None
+    distill_weight: float = 1.0
+    distill_temperature: float = 1.0
     overfit: int | None = None
     max_time: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -83,7 +88,7 @@ class Config:
     resolved: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay"):
+        for name in ("lr", "weight_decay", "distill_weight", "distill_temperature"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
         counts = ("epochs", "max_steps", "batch_size", "accumulate", "overfit", "log_every", "halve_every")
@@ -97,7 +102,7 @@ class Config:
                 raise ValueError(f"{name} is {value}, it must not be negative")
         if self.seed >= 1 << 63:
             raise ValueError(f"seed is {self.seed}, it must be below 2**63")
-        for name in ("lr", "clip_norm", "max_time"):
+        for name in ("lr", "clip_norm", "max_time", "distill_weight", "distill_temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}, it must be greater than 0")
@@ -117,6 +122,9 @@ def without_effect(config: Config) -> list[str]:
         told.append(f"lr_min={config.lr_min:g} is for cosines: schedule=halving falls without end")
     if config.schedule != "halving" and config.halve_every != Config.halve_every:
         told.append(f"halve_every={config.halve_every} is without effect: it goes with schedule=halving")
+    for name in ("distill_weight", "distill_temperature"):
+        if config.teacher is None and getattr(config, name) != getattr(Config, name):
+            told.append(f"{name}={getattr(config, name):g} is without effect: it goes with a teacher=RUN")
     return told
 
 

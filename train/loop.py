@@ -236,17 +236,21 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
 
 
 def _check_alike(work: Work) -> None:
-    """Raise ValueError, saying which, where ranks have other shards than the main one: a stale copy on a machine."""
+    """Raise ValueError, saying which, where ranks have other shards, or another teacher, than the main one.
+
+    As from a stale copy on a machine.
+    """
     ranks = work.ranks
-    mine = f"{work.index.fingerprint} {work.total} {work.per_epoch} {work.val is None}"
-    digests = ranks.gather(np.array(list(hashlib.sha256(mine.encode()).digest()))).reshape(ranks.world, -1)
-    others = (digests != digests[0]).any(axis=1).nonzero()[0].tolist()
-    with ranks.agreed():
-        if others:
-            raise ValueError(
-                f"the shards of rank {', '.join(map(str, others))} are others than those of rank 0: copy them anew to "
-                "that machine, or name one folder that all see"
-            )
+    shards = f"{work.index.fingerprint} {work.total} {work.per_epoch} {work.val is None}"
+    for what, mine in (("shards", shards), ("teacher's weights", work.config.resolved.get("teacher_sha256", ""))):
+        digests = ranks.gather(np.array(list(hashlib.sha256(mine.encode()).digest()))).reshape(ranks.world, -1)
+        others = (digests != digests[0]).any(axis=1).nonzero()[0].tolist()
+        with ranks.agreed():
+            if others:
+                raise ValueError(
+                    f"the {what} of rank {', '.join(map(str, others))} are others than those of rank 0: copy them anew "
+                    "to that machine, or name one folder that all see"
+                )
 
 
 def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
@@ -283,6 +287,7 @@ def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, last:
         "clips": {"train": sum(work.batches.counts), "val": sum(work.val.counts) if work.val else 0},
         "dataset": index.fingerprint,
         "profile": index.profile,
+        "generation": 0,
         **config.resolved,
         "versions": versions(),
     }

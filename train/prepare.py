@@ -17,6 +17,7 @@ from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
 from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
+from lipprep.train.distill import load_teacher
 from lipprep.train.epoch import places, training_plan
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
@@ -40,8 +41,8 @@ class Kept:
 class Work:
     """What a run is made of, and where it stands: `done` of `total` steps, `best` validation accuracy so far.
 
-    `average` is the moving average of the weights, None without one. `owed` says that the validation after the last
-    step done was cut short.
+    `average` is the moving average of the weights and `teacher` what is learnt from beside the labels, None without
+    one. `owed` says that the validation after the last step done was cut short.
     """
 
     config: Config
@@ -49,6 +50,7 @@ class Work:
     device: torch.device
     model: torch.nn.Module
     average: MovingAverage | None
+    teacher: torch.nn.Module | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     batches: ShardBatches
@@ -86,6 +88,7 @@ class Work:
             device=self.device,
             scaler=self.scaler,
             average=self.average,
+            teacher=self.teacher,
             ranks=self.ranks,
         )
 
@@ -174,6 +177,7 @@ def prepare(
     if config.freeze:
         _freeze(model, config.freeze, begun, tell=ranks.main)
     optimizer = make_optimizer([weight for weight in model.parameters() if weight.requires_grad], config)
+    teacher = None if config.teacher is None else load_teacher(config, index, where)
     val = None
     if config.overfit:
         val = batches
@@ -186,6 +190,8 @@ def prepare(
     resolved = {"device": where.type, "precision": precision, "workers": workers, "processes": ranks.world}
     if where.type == "cpu":
         resolved["threads"] = torch.get_num_threads()
+    if teacher is not None:
+        resolved |= {"teacher_sha256": teacher.sha256, "generation": teacher.generation + 1}
     config = dataclasses.replace(config, resolved=resolved)
     work = Work(
         config=config,
@@ -193,6 +199,7 @@ def prepare(
         device=where,
         model=model,
         average=MovingAverage(model, config.ema) if config.ema else None,
+        teacher=None if teacher is None else teacher.model,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(where.type, enabled=precision == "fp16"),
         batches=batches,

@@ -98,6 +98,12 @@ def warn_of_changes(checkpoint: Checkpoint, config: Config) -> None:
     before, resolved = checkpoint.config.get("resolved") or {}, config.resolved
     before = {"torch": checkpoint.versions.get("torch"), **before}
     now = {"torch": versions()["torch"], **resolved}
+    was, is_now = before.get("teacher_sha256"), resolved.get("teacher_sha256")
+    if was != is_now:
+        what = f"teacher={config.teacher} is not the file that the run has learnt from"
+        if was is None or is_now is None:
+            what = f"the run has learnt {'without' if was is None else 'from'} a teacher, and that changes now"
+        warn(f"{what}: it will not end in the same weights as without the change")
     for name in ("device", "precision", "processes", "threads", "torch"):
         if before.get(name) is not None and name in now and before[name] != now[name]:
             warn(

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, train_batch
 from lipprep.train.config import Config
 from lipprep.train.device import autocast
+from lipprep.train.distill import distillation
 from lipprep.train.draws import AugmentOptions, draw, partners
 from lipprep.train.epoch import rank_rows
 from lipprep.train.ranks import ALONE, Ranks
@@ -66,13 +67,18 @@ class Step:
         device: torch.device,
         scaler: torch.amp.GradScaler | None = None,
         average: MovingAverage | None = None,
+        teacher: torch.nn.Module | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        """A global batch has `clips` clips, whose frames have `size` pixels a side. `average` follows the weights."""
+        """A global batch has `clips` clips, whose frames have `size` pixels a side. `average` follows the weights.
+
+        `teacher` is in evaluation mode, and what it answers is learnt, too.
+        """
         self.model, self._optimizer, self._config, self._ranks, self._device = model, optimizer, config, ranks, device
         self._size, self._fps, self._clips = size, fps, clips
         self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
         self._average = average
+        self._teacher = teacher
         self._own = rank_rows(clips, rank=ranks.rank, world=ranks.world)
         self._network = model
         self.clock: Clock | None = None  # to be told where the time goes
@@ -87,6 +93,8 @@ class Step:
         self._frozen = [model.get_submodule(name) for name in config.freeze]
         if config.compile:
             self._network = torch.compile(self._network)
+            if teacher is not None and not teacher.frontend3D.skips_padding:
+                self._teacher = torch.compile(teacher)
 
     def rows(self, step: int) -> np.ndarray:
         """The clips of the global batch of a step that this process needs: its own, then those mixed with them."""
@@ -98,7 +106,8 @@ class Step:
     def __call__(self, batch: dict, *, step: int, lr: float) -> torch.Tensor:
         """Update with the clips `rows(step)`.
 
-        Returns the mean loss of this process's own clips, and the part of them that was read right, (2,) on the device.
+        Returns the mean loss of this process's own clips, the part of them that was read right, and, with a teacher,
+        what of the loss is for its answers: (2,) or (3,), on the device.
         """
         config, own, options = self._config, self._own, self._options(step)
         seed, rows = (config.seed, step), self.rows(step)
@@ -116,7 +125,7 @@ class Step:
         for part in self._frozen:
             part.eval()
         self._optimizer.zero_grad(set_to_none=True)
-        told = torch.zeros(2, device=self._device)
+        told = torch.zeros(2 if self._teacher is None else 3, device=self._device)
         whole = config.accumulate * self._ranks.world == 1
         # What is compiled is compiled anew for each length.
         frames = int(lengths_B.max()) if config.compile else None
@@ -138,13 +147,19 @@ class Step:
             self._mark("augment")
             quiet = contextlib.nullcontext() if last or self._ranks.world == 1 else self._network.no_sync()
             with quiet:
-                with autocast(self._device, config.resolved["precision"]):
-                    logits_BC = self._network(augmented.x_B1THW, augmented.lengths_B).float()
+                logits_BC = self._answers(self._network, augmented)
                 loss = cross_entropy(logits_BC, labels, augmented, config.label_smoothing)
+                figures = [correct(logits_BC.detach(), labels, augmented)]
+                if self._teacher is not None:
+                    with torch.no_grad():
+                        taught_BC = self._answers(self._teacher, augmented)
+                    distill = distillation(logits_BC, taught_BC, temperature=config.distill_temperature)
+                    figures.append(config.distill_weight * distill.detach())
+                    loss = loss + config.distill_weight * distill
                 self._mark("forward")
                 self._scaler.scale(loss / config.accumulate).backward()
             self._mark("backward")
-            told += torch.stack([loss.detach(), correct(logits_BC.detach(), labels, augmented)]) / config.accumulate
+            told += torch.stack([loss.detach(), *figures]) / config.accumulate
         if config.clip_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
@@ -154,6 +169,11 @@ class Step:
             self._average.update(self.model)
         self._mark("optimizer")
         return told
+
+    def _answers(self, network: torch.nn.Module, batch: AugmentedBatch) -> torch.Tensor:
+        """What a network says to a slice, logits (B, C) float32."""
+        with autocast(self._device, self._config.resolved["precision"]):
+            return network(batch.x_B1THW, batch.lengths_B).float()
 
     def _options(self, step: int) -> AugmentOptions:
         augment = self._config.augment

@@ -34,7 +34,7 @@ class Watch:
         # Of the whole run, as far as it has been looked at:
         self.clips, self.seconds, self.waited = 0, 0.0, 0.0
         self._work, self._run, self._metrics, self._bar = work, run, metrics, bar
-        self._unseen: list[torch.Tensor] = []  # loss and accuracy of a step each, still on the device
+        self._unseen: list[torch.Tensor] = []  # what each step tells of itself, still on the device
         self._keys: list[list[str]] = []  # of the clips in these steps
         self._last_keys: list[str] = []  # of the last step
         self._seen: list[list[float]] = []  # what was looked at since the last line
@@ -42,7 +42,7 @@ class Watch:
         self._since = time.monotonic()
 
     def step(self, told: torch.Tensor, keys: list[str]) -> None:
-        """Note a step that is queued: its loss and accuracy (2,), and the clips that this process had for it."""
+        """Note a step that is queued: what `Step` tells of it, and the clips that this process had for it."""
         self.waiting.step_done()
         self._unseen.append(told)
         self._keys.append(keys)
@@ -53,7 +53,7 @@ class Watch:
         work = self._work
         with work.ranks.agreed():
             values = work.ranks.mean(torch.stack(self._unseen)).tolist() if self._unseen else []
-            for number, (loss, _) in enumerate(values):
+            for number, (loss, *_) in enumerate(values):
                 if not math.isfinite(loss):
                     step = work.done - len(values) + number
                     raise self.failed(f"the loss of step {step + 1}", loss, step=step, keys=self._keys[number])
@@ -80,14 +80,18 @@ class Watch:
         )
         self._line = (self.clips, self.seconds, self.waited)
         loss = self._seen[-1][0]
-        mean, accuracy = (sum(column) / len(column) for column in zip(*self._seen, strict=True))
+        mean, accuracy, *distill = (sum(column) / len(column) for column in zip(*self._seen, strict=True))
         speed, wait = round(clips / seconds, 1), round(min(waited / seconds, 1.0), 4)
         epoch = -(-self._work.done // self._work.per_epoch)
         figures = {"loss": loss, "mean_loss": mean, "accuracy": accuracy, "lr": lr, "clips_per_s": speed, "wait": wait}
+        if distill:
+            figures["distill"] = distill[0]
         if self._work.scaler.is_enabled():
             figures["scale"] = self._work.scaler.get_scale()
         self._metrics.training(self._work.done, epoch=epoch, **figures)
         told = {"epoch": epoch, "loss": f"{mean:.3f}", "acc": f"{100 * accuracy:.0f}%"}
+        if distill:
+            told["distill"] = f"{distill[0]:.3f}"
         self._bar.set_postfix(**told, **{"clips/s": f"{speed:.0f}", "wait": f"{100 * wait:.0f}%"}, refresh=False)
         self._seen.clear()
 

@@ -50,6 +50,8 @@ def test_overrides_are_typed_and_dotted():
         ("lr_min=1", "lr_min is 1.0, it must be at least 0 and at most lr"),
         ("schedule=cosinus", "cosine_by_epoch"),
         ("optimizer=lion", "adamw"),
+        ("distill_weight=0", "distill_weight is 0.0, it must be greater than 0"),
+        ("distill_temperature=.inf", "distill_temperature is inf"),
         ("freeze=[[trunk]]", r"freeze=\[frontend3D,trunk\]"),
         ("freeze=trunk", "freeze"),
         ("halve_every=0", "halve_every is 0"),

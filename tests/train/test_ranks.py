@@ -81,6 +81,19 @@ def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, s
         assert training[0] == pytest.approx(training[1], rel=2e-4)
 
 
+def test_several_processes_keep_what_is_frozen_and_learn_from_a_teacher(shards, tiny, trained_run, tmp_path):
+    settings = [*tiny, *EXACT, "max_steps=3", f"init_from={trained_run}", f"teacher={trained_run}"]
+    settings += ["freeze=[frontend3D,trunk.layer2]", "augment.mixup=0.4", "eval_every=9"]
+    alone = trained(shards, tmp_path / "a", *settings, "accumulate=2")
+    together = trained(shards, tmp_path / "b", *settings, world=2)
+    for name in ("loss", "distill"):
+        assert [row[name] for row in alone[:3]] == pytest.approx([row[name] for row in together[:3]], rel=2e-4)
+    before, after = load_checkpoint(trained_run / "best.pt").model, load_checkpoint(tmp_path / "b" / "last.pt").model
+    frozen = [key for key in before if key.startswith(("frontend3D.", "trunk.layer2."))]
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
+    assert not torch.equal(before["trunk.layer1.0.conv1.weight"], after["trunk.layer1.0.conv1.weight"])
+
+
 NORM = """
 import json, sys, torch
 from torch import nn
