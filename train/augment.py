@@ -90,19 +90,31 @@ def eval_batch(video_BTHW: Tensor, lengths_B: Tensor, options: AugmentOptions) -
     return _normalise(video_BTHW[:, :, window, window], lengths_B.cpu().numpy(), none + 1, none, options)[:, None]
 
 
-def cross_entropy(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    labels_R: Tensor,
+    batch: AugmentedBatch,
+    label_smoothing: float = 0.0,
+    *,
+    normalised: bool = False,
+) -> Tensor:
     """The batch's mean cross entropy, a scalar, labels mixed as the clips are (Zhang et al. 2018).
 
-    `labels_R` are of the clips that were given, of which those of the logits come first.
+    `labels_R` are of the clips that were given, of which those of the logits come first. `normalised` ones are log
+    posteriors already, or means of such over frames (Stafylakis & Tzimiropoulos 2017), and taken as they are.
     """
     own = labels_R[: len(logits)]
-    if batch.partner_B is None:
+    if batch.partner_B is None and not normalised:
         return functional.cross_entropy(logits, own, label_smoothing=label_smoothing)
-    own_B, others_B = (
-        functional.cross_entropy(logits, labels_B, label_smoothing=label_smoothing, reduction="none")
-        for labels_B in (own, labels_R[batch.partner_B])
-    )
-    return others_B.lerp(own_B, batch.share_B).mean()
+
+    def losses(labels_B: Tensor) -> Tensor:
+        if not normalised:
+            return functional.cross_entropy(logits, labels_B, label_smoothing=label_smoothing, reduction="none")
+        return functional.nll_loss(logits, labels_B, reduction="none").lerp(-logits.mean(1), label_smoothing)
+
+    if batch.partner_B is None:
+        return losses(own).mean()
+    return losses(labels_R[batch.partner_B]).lerp(losses(own), batch.share_B).mean()
 
 
 def correct(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch) -> Tensor:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
@@ -264,7 +265,8 @@ def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
     labels_N = ranks.gather(labels_n).reshape(ranks.world, -1).T.ravel()[:count]
     whole_N = labels_N >= 0
     logits_NC, labels_N = logits_NC[whole_N], labels_N[whole_N]
-    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits_NC), torch.from_numpy(labels_N))
+    negative = functional.nll_loss if work.model.normalised else functional.cross_entropy
+    loss = negative(torch.from_numpy(logits_NC), torch.from_numpy(labels_N))
     return {"loss": loss.item(), "top1": top_k(logits_NC, labels_N, 1), "top5": top_k(logits_NC, labels_N, 5)}
 
 

@@ -148,7 +148,8 @@ class Step:
             quiet = contextlib.nullcontext() if last or self._ranks.world == 1 else self._network.no_sync()
             with quiet:
                 logits_BC = self._answers(self._network, augmented)
-                loss = cross_entropy(logits_BC, labels, augmented, config.label_smoothing)
+                normalised = self.model.normalised
+                loss = cross_entropy(logits_BC, labels, augmented, config.label_smoothing, normalised=normalised)
                 figures = [correct(logits_BC.detach(), labels, augmented)]
                 if self._teacher is not None:
                     with torch.no_grad():

@@ -186,6 +186,25 @@ def test_loss_mixes_the_labels_as_the_clips():
     torch.testing.assert_close(cross_entropy(logits, labels, alone), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("partner", [None, torch.tensor([2, 0, 3, 1])])
+def test_posteriors_are_not_normalised_again(smoothing, partner):
+    frames_TBC = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).log_softmax(2)
+    labels = torch.tensor([0, 4, 2, 2])
+    batch = AugmentedBatch(torch.empty(0), torch.empty(0), partner, torch.full((4,), 0.3))
+    # Of one frame, they are what a softmax leaves as it is; the mean of several is not.
+    one, mean = frames_TBC[0], frames_TBC.mean(0)
+    told = {"normalised": True, "label_smoothing": smoothing}
+    torch.testing.assert_close(cross_entropy(one, labels, batch, **told), cross_entropy(one, labels, batch, smoothing))
+    targets = torch.nn.functional.one_hot(labels, 5).float()
+    if partner is not None:
+        targets = 0.3 * targets + 0.7 * targets[partner]
+    targets = (1 - smoothing) * targets + smoothing / 5
+    expected = -(targets * mean).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(mean, labels, batch, **told), expected)
+    assert expected > cross_entropy(mean, labels, batch, smoothing) + 0.01
+
+
 EVERYTHING = AugmentOptions(
     crop_size=12, subtract_mean_frame=True, erasing=0.5, gain=0.3, scale=0.1, aspect=0.1, rotation=0.1, shift=0.1
 )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from lipprep.stages.shard.index import load_index
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_recipe
 from lipprep.train.device import new_model, place, training_precision
 from lipprep.train.errors import explained, less_memory
+from lipprep.train.loader import ShardBatches
 from lipprep.train.loop import train
 from lipprep.train.models import LipReader
 from lipprep.train.step import MovingAverage, Step
@@ -246,3 +249,22 @@ def test_gradients_go_through_a_frozen_part_to_what_is_before_it(shards, tiny, t
     )
     same = {key for key in before if torch.equal(before[key], after[key])}
     assert same == {key for key in before if key.startswith("trunk.layer2.")}
+
+
+def test_what_is_normalised_already_is_trained_and_validated_on_as_it_is(shards, tiny, tmp_path, monkeypatch):
+    seen, original = [], LipReader.forward
+
+    def spied(*args):
+        seen.append(original(*args).log_softmax(1) / 2)  # no sum of them is 1
+        return seen[-1]
+
+    monkeypatch.setattr(LipReader, "forward", spied)
+    monkeypatch.setattr(LipReader, "normalised", True)
+    nll = torch.nn.functional.nll_loss
+    _, step = made(tiny, "label_smoothing=0")
+    assert step(batch(), step=0, lr=1e-3)[0].item() == pytest.approx(nll(seen[0], batch()["labels"]).item())
+    config = load_recipe("compact", [*tiny, "max_steps=1", "batch_size=24"])
+    train(config, shards=shards, run=tmp_path / "r", device="cpu")
+    row = json.loads((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()[-1])
+    val = ShardBatches(shards, load_index(shards), "val").read(np.array([[0, n] for n in range(10)]))
+    assert row["loss"] == pytest.approx(nll(seen[-1], torch.from_numpy(val["labels"])).item())
