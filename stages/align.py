@@ -118,7 +118,8 @@ class Profile:
     `align` takes repaired landmarks (T, 68, 2) and the mean face and returns the matrices (T, 2, 3) into the
     aligned frame and the mouth centres (T, 2) there; None: the crop is a fixed box and needs no landmarks.
     `gray_first`: the reference converts to gray before it warps. `truncate`: it cuts off the fraction of a
-    warped value where others round.
+    warped value where others round. `channels` is the order in which the reference saves crops in colour, None where
+    there is no reference that does.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Profile:
     aligned: bool = True
     gray_first: bool = True
     truncate: bool = False
+    channels: str | None = None
 
 
 PROFILES = {
@@ -138,8 +140,9 @@ PROFILES = {
             _align_2021,
             gray_first=False,
             truncate=True,
+            channels="RGB",
         ),
-        Profile("lrw2022", "eight stable points, centred window", _align_2022),
+        Profile("lrw2022", "eight stable points, centred window", _align_2022, channels="BGR"),
         Profile("unaligned", "round the raw mouth centre, no alignment", _unaligned, aligned=False),
         Profile("fixed", "a fixed box of the frame, no landmarks", None, aligned=False),
     )

@@ -1,6 +1,6 @@
 """The mouth patch: warped straight out of the source frame, frame by frame as the video is decoded."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -154,8 +154,12 @@ class _Cutter:
 
     def crop(self) -> Crop:
         self._warp_seen()
-        brightness = cv2.mean(self.mouth.reshape(-1, self.mouth.shape[-1]))[0]
-        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), brightness)
+        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), brightness(self.mouth))
+
+
+def brightness(mouth_TSS: np.ndarray) -> float:
+    """The mean gray level of mouth crops (T, S, S) uint8."""
+    return cv2.mean(mouth_TSS.reshape(-1, mouth_TSS.shape[-1]))[0]
 
 
 def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, frame_shape: tuple) -> np.ndarray:
@@ -216,3 +220,34 @@ def crop_clips(
                 cutters[n].cut(t, frame)
             outcome[n] = cutters[n].crop()
     return outcome
+
+
+def crop_stretches(
+    frames: Iterable[GrayFrame | np.ndarray],
+    window: Window,
+    parameters: CropParameters,
+    *,
+    length: int,
+    face: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Cut the clip that a whole video is, and give its mouth crops `length` frames at a time, (t, S, S) uint8.
+
+    One after another, they are those of `crop_clips`, to the bit; but no more than one stretch is held. Raises what the
+    frames' iterator does, and ClipFailure where no crop can be cut or the video has more or fewer frames than `window`.
+    """
+    face = mean_face() if face is None else face
+    matrix_T23, cutter, count = np.empty((0, 2, 3)), None, 0
+    for number, frame in enumerate(frames):
+        if number == 0:
+            matrix_T23 = _matrices(window, parameters, face, frame.shape)
+        count, t = number + 1, number % length
+        if count > len(matrix_T23):
+            continue
+        if t == 0:
+            if cutter is not None:
+                yield cutter.crop().mouth
+            cutter = _Cutter(matrix_T23[number : number + length], frame.shape, parameters)
+        cutter.cut(t, frame)
+    if cutter is None or count != len(matrix_T23):
+        raise ClipFailure("landmarks_mismatch", f"landmarks for {len(matrix_T23)} frames, but the video has {count}")
+    yield cutter.crop().mouth

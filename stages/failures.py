@@ -1,8 +1,8 @@
 """Why a clip could not be used: the classes that records, reports and `lipprep status` speak of."""
 
 FAILURES = {
-    "unreadable": "the file is missing, empty or not a video",
-    "truncated": "the video ends before its header says, or a frame cannot be decoded",
+    "unreadable": "the file is missing, empty, or neither a video nor crops",
+    "truncated": "the file ends before its header says, or a frame cannot be decoded",
     "no_video": "the file has no video stream",
     "no_face": "no face in any frame",
     "too_short": "fewer frames than asked for",
@@ -10,6 +10,7 @@ FAILURES = {
     "landmarks_missing": "the archive has no landmark file for the clip",
     "landmarks_mismatch": "landmarks and video have different numbers of frames",
     "bad_landmarks": "the landmark file is not one, or its points are not 68 (x, y) pairs",
+    "bad_crops": "the file of crops holds none, or none of the set's size",
     "error": "lipprep or a library could not cope with it",
     "crashed": "the clip killed the process that worked on it",
     "timeout": "the clip took longer than allowed",

@@ -21,3 +21,8 @@ def gray_from_luma(luma: np.ndarray) -> np.ndarray:
 def gray_from_bgr(bgr: np.ndarray) -> np.ndarray:
     """BGR (H, W, 3) uint8 to gray (H, W) uint8: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), rounded."""
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
+
+
+def gray_from_rgb(rgb: np.ndarray) -> np.ndarray:
+    """The same of RGB (H, W, 3) uint8."""
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)

@@ -8,6 +8,7 @@ import io
 import math
 import re
 from functools import lru_cache
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -55,6 +56,15 @@ def npy_array(payload: bytes) -> np.ndarray:
         )
     array = np.frombuffer(payload, dtype, math.prod(shape), offset=start)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order (whether Fortran's) and type of the array in an .npy file, which is read up to its data.
+
+    Object arrays (pickles), and a header that is none, raise ValueError.
+    """
+    start = file.read(_NPY_LENGTH)
+    return _npy_header(start + file.read(min(int.from_bytes(start[8:], "little"), _LONGEST_NPY_HEADER)))
 
 
 @lru_cache(maxsize=64)  # the clips of a corpus are of few lengths, and Python's parser reads headers slowly

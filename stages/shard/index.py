@@ -118,7 +118,7 @@ def check_parameters(parameters: Mapping, fps: float) -> None:
         raise ValueError("its parameters are no mapping")
     if not _is_name(parameters.get("profile")):
         raise ValueError(f"its profile is {parameters.get('profile')!r}, no name")
-    for name in ("detector", "identity"):
+    for name in ("detector", "identity", "crops_from"):
         if parameters.get(name) is not None and not _is_name(parameters[name]):
             raise ValueError(f"its {name} is {parameters[name]!r:.80}, no name")
     if not _is_whole(size := parameters.get("crop_size")) or size < 1:
