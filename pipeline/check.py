@@ -16,11 +16,15 @@ _DEPTH = 64  # videos a thread
 
 def check_video(root: Path | RemotePath, video: str, min_frames: int, fps: float) -> dict | None:
     """What is wrong with one video as its header has it: {video, class, message}, or None."""
+    from lipprep.stages.crop_files import crops_shape, is_crop_file
     from lipprep.stages.video import probe
 
     try:
-        info = probe(root / video)
-        frames = round(info.duration * fps) if info.duration else info.num_frames
+        if is_crop_file(video):
+            frames = crops_shape(root / video)[0]
+        else:
+            info = probe(root / video)
+            frames = round(info.duration * fps) if info.duration else info.num_frames
         if frames < min_frames:
             raise ClipFailure("too_short", f"{frames} frames at {fps:g} fps, fewer than {min_frames}")
     except ClipFailure as failure:

@@ -12,30 +12,31 @@ import click
 from click.core import ParameterSource
 
 from lipprep.command import CONTEXT, Command, LocalFolder
+from lipprep.pipeline.cli_crops import FROM_CROPS, open_crops, tell
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
 from lipprep.pipeline.cli_verify import verify
 from lipprep.pipeline.engines import ENGINES, Engine, reach
 from lipprep.pipeline.options import (
+    CROPS,
     FILE,
     JSON,
     MANIFEST,
     OUT,
+    PUBLISHED,
     ROOT,
     WORK,
     WORKERS,
     MaxFailures,
     SliceParam,
     cores,
+    crop_flags,
     open_data_set,
     options,
 )
 
-PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 DETECTORS = ("mesh", "fan", "dlib", "archive")
 CODECS = ("jpeg", "npy")
-PUBLISHED = "published"
-
 
 RUN = options(
     MANIFEST,
@@ -85,44 +86,6 @@ RUN = options(
     click.option("--deep", is_flag=True, help="Notice videos whose content changed under the same size and time."),
     JSON,
 )
-CROPS = options(
-    click.option(
-        "--profile",
-        type=click.Choice(PROFILES),
-        help="How crops are aligned; weights are tied to it.  [default: lrw2021]",
-    ),
-    click.option("--crop-size", type=int, help="Side of the crop in the aligned 256x256 frame, pixels.  [default: 96]"),
-    click.option(
-        "--exact/--luma",
-        default=None,
-        help="Decode colour and convert where the reference does (7 times slower), or the luma plane.  [default: luma]",
-    ),
-    click.option(
-        "--mean-face",
-        type=FILE,
-        help="Another mean face: .npy, (68, 2), pixels in a 256x256 frame; or `published`.  [default: published]",
-    ),
-    click.option("--box", metavar="X,Y,W,H", help="The box of profile fixed, pixels.  [default: 80,116,96,96]"),
-)
-
-
-def _box(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        x, y, w, h = (int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--box {text} is not of the form X,Y,W,H") from None
-    return x, y, w, h
-
-
-def _crop_flags(
-    profile: str | None, crop_size: int | None, exact: bool | None, mean_face: Path | None, box: str | None
-):
-    flags = {"profile": profile, "crop_size": crop_size, "exact": exact, "box": _box(box)}
-    if mean_face is not None:
-        flags["mean_face"] = PUBLISHED if str(mean_face) == PUBLISHED else str(mean_face.resolve())
-    return flags
 
 
 def _want(layout, flags: dict):
@@ -131,13 +94,17 @@ def _want(layout, flags: dict):
     from lipprep.stages.shard.codec import check_codec
 
     before = read_wanted(layout.plan)
+    if flags.get("from_crops") and not before.from_crops:
+        before = Wanted()  # what was said of videos says nothing of crops
     wanted = dataclasses.replace(before, **{k: v for k, v in flags.items() if v is not None})
     if wanted.mean_face == PUBLISHED:
         wanted = dataclasses.replace(wanted, mean_face=None)
+    if wanted.from_crops and (flags.get("exact") is not None or flags.get("box") is not None):
+        raise ValueError("--exact, --luma and --box say how crops are cut, and those in files are: leave them out")
     fixed = wanted.profile == "fixed"
     if flags.get("box") is not None and not fixed:
         raise ValueError(f"--box is for --profile fixed, and the profile is {wanted.profile}")
-    if flags.get("crop_size") is None and (fixed or before.profile == "fixed"):
+    if flags.get("crop_size") is None and not wanted.from_crops and (fixed or before.profile == "fixed"):
         # A box has its own size, which says nothing of other profiles'.
         wanted = dataclasses.replace(wanted, crop_size=wanted.box[2] if fixed else Wanted.crop_size)
     if wanted.detector != "archive":
@@ -308,13 +275,14 @@ def crops(manifest_path, root, work, max_failures, as_json, profile, crop_size, 
 
     run = _run(run)
     listed, layout = open_data_set(manifest_path, root, work)
-    wanted = _want(layout, _crop_flags(profile, crop_size, exact, mean_face, box))
+    wanted = _want(layout, crop_flags(profile, crop_size, exact, mean_face, box))
     _finish(listed, layout, run_stage("crops", listed, layout, wanted, run), run, max_failures, as_json)
 
 
 @click.command(cls=Command)
 @RUN
 @OUT
+@FROM_CROPS
 @CROPS
 @click.option("--codec", type=click.Choice(CODECS), help="A JPEG strip a clip, or raw arrays.  [default: jpeg]")
 @click.option("--quality", type=click.IntRange(1, 100), help="Of the JPEG strips.  [default: 95]")
@@ -326,6 +294,9 @@ def shards(
     max_failures,
     as_json,
     out,
+    from_crops,
+    annotations,
+    labels,
     codec,
     quality,
     replace,
@@ -338,20 +309,34 @@ def shards(
 ):
     """Pack mouth crops into WebDataset shards with an index; crops that are not stored are cut in passing.
 
+    With --from-crops no videos and no landmarks are needed.
+
     \b
     Example:
       lipprep shards -m manifests/lrw.jsonl -o shards
       lipprep shards --codec npy --profile lrw2022
+      lipprep shards --from-crops LRW_h96w96_mouth_crop_gray --profile lrw2021 --annotations lipread_mp4
     """
+    from lipprep.pipeline.from_crops import keep_manifest
     from lipprep.pipeline.run import check_out, run_stage
 
     run = _run(run, replace=replace)
-    listed, layout = open_data_set(manifest_path, root, work, out)
+    flags = {**crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
+    if from_crops is not None:
+        if root is not None:
+            raise ValueError("--root says where listed files have moved, and --from-crops lists them: give one")
+        listing = {"annotations": annotations, "labels": labels}
+        listed, layout, flags = open_crops(from_crops, manifest_path, work, out, flags=flags, **listing)
+    elif annotations is not None or labels is not None:
+        raise ValueError("--annotations and --labels are for --from-crops DIR, which is listed with them")
+    else:
+        listed, layout = open_data_set(manifest_path, root, work, out)
     if not replace:
         check_out(listed, out)
-    wanted = _want(
-        layout, {**_crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
-    )
+    wanted = _want(layout, flags)
+    if from_crops is not None:
+        keep_manifest(listed)
+        tell(listed)
     _finish(listed, layout, run_stage("shards", listed, layout, wanted, run), run, max_failures, as_json)
 
 

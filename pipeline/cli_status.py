@@ -23,15 +23,14 @@ def status(manifest_path, root, work, out, timing: bool, deep: bool, as_json: bo
       lipprep status
       lipprep status --deep --timing
     """
-    from lipprep.pipeline.plan import STAGES, survey, upstream
+    from lipprep.pipeline.plan import stages_of, survey
     from lipprep.pipeline.status import as_json as plain
     from lipprep.pipeline.status import table
     from lipprep.pipeline.wanted import read_wanted
 
     listed, layout = open_data_set(manifest_path, root, work, out)
     wanted = read_wanted(layout.plan)
-    stages = STAGES if upstream("shards", wanted) else STAGES[1:]
-    rows = plain(survey(listed, layout, wanted, stages, deep=deep), timing=timing)
+    rows = plain(survey(listed, layout, wanted, stages_of(wanted), deep=deep), timing=timing)
     click.echo(json.dumps(rows) if as_json else table(rows))
 
 
@@ -50,7 +49,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
       lipprep failures --class truncated --json
     """
     from lipprep.pipeline.accounts import count_classes, list_failures
-    from lipprep.pipeline.plan import STAGES, survey, upstream
+    from lipprep.pipeline.plan import stages_of, survey
     from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.failures import check_class
     from lipprep.stages.untrusted import printable
@@ -59,10 +58,11 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
         check_class(kind)
     listed, layout = open_data_set(manifest_path, root, work, out)
     wanted = read_wanted(layout.plan)
-    chunks = survey(listed, layout, wanted, STAGES if upstream("shards", wanted) else STAGES[1:])
+    stages = stages_of(wanted)
+    chunks = survey(listed, layout, wanted, stages)
     furthest = {(c.split, c.number): c for c in chunks if c.state == "fresh"}  # stages are in their order
     if not furthest:
-        raise ValueError(f"nothing is made of {listed.path} yet, or all of it is stale: run `lipprep landmarks`")
+        raise ValueError(f"nothing is made of {listed.path} yet, or all of it is stale: run `lipprep {stages[0]}`")
     listing = list(list_failures(list(furthest.values()), kind))
     if as_json:
         click.echo(json.dumps(listing))

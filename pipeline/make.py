@@ -13,7 +13,8 @@ import numpy as np
 from lipprep.pipeline.inputs import archive_name
 from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
-from lipprep.stages.crop import Crop, Window, crop_clips
+from lipprep.stages.crop import Crop, Window, brightness, crop_clips
+from lipprep.stages.crop_files import read_crops
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
 from lipprep.stages.remote import RemotePath
@@ -33,8 +34,8 @@ _HELD = 1 << 27  # bytes of decoded frames that wait to be tracked together
 class Job:
     """One chunk of one stage, with all that a worker needs; it crosses to other processes and machines.
 
-    `tar` is what to make. `landmarks` is the tar it is made from, None for the landmarks themselves and for a
-    fixed box; `crops` that of stored crops, for shards made from them. `header` is what the new record's
+    `tar` is what to make. `landmarks` is the tar it is made from, None for the landmarks themselves, for a fixed box
+    and for crops in files; `crops` that of stored crops, for shards made from them. `header` is what the new record's
     header says of its inputs. `retry` names the failure classes to try again ("" all of them). `old` are other
     tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
     worked on any more, with class and message. A clip that takes more than `clip_timeout` seconds ends the
@@ -311,7 +312,12 @@ def sample_json(clip: Clip, num_frames: int) -> bytes:
 
 
 def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[Made]:
-    """Samples of the clips of one video, whose crops are cut in passing."""
+    """Samples of the clips of one video, whose crops are cut in passing; or of the crops that a file holds."""
+    if job.wanted.from_crops:
+        with spent("decode"):
+            mouth = read_crops(job.path(video), crop_size=job.wanted.crop_size, profile=job.wanted.profile)
+        figures = {"num_frames": len(mouth), "brightness": round(brightness(mouth), 2)}
+        return [pack(job, clip, mouth, figures) for clip in clips]
     return [
         pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)
         for c, crop in zip(clips, _cut(job, video, clips, inputs), strict=True)

@@ -11,7 +11,7 @@ from lipprep.command import Place
 from lipprep.stages.remote import RemotePath
 
 if TYPE_CHECKING:
-    from lipprep.pipeline.plan import Slice
+    from lipprep.pipeline.plan import Layout, Slice
 
 
 def cores() -> int:
@@ -55,6 +55,44 @@ OUT = click.option(
 )
 WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
+PUBLISHED = "published"
+CROPS = options(
+    click.option(
+        "--profile",
+        type=click.Choice(PROFILES),
+        help="How crops are aligned; weights are tied to it.  [default: lrw2021]",
+    ),
+    click.option("--crop-size", type=int, help="Side of the crop in the aligned 256x256 frame, pixels.  [default: 96]"),
+    click.option(
+        "--exact/--luma",
+        default=None,
+        help="Decode colour and convert where the reference does (7 times slower), or the luma plane.  [default: luma]",
+    ),
+    click.option(
+        "--mean-face",
+        type=FILE,
+        help="Another mean face: .npy, (68, 2), pixels in a 256x256 frame; or `published`.  [default: published]",
+    ),
+    click.option("--box", metavar="X,Y,W,H", help="The box of profile fixed, pixels.  [default: 80,116,96,96]"),
+)
+
+
+def _box(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        x, y, w, h = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--box {text} is not of the form X,Y,W,H") from None
+    return x, y, w, h
+
+
+def crop_flags(profile: str | None, crop_size: int | None, exact: bool | None, mean_face: Path | None, box: str | None):
+    flags = {"profile": profile, "crop_size": crop_size, "exact": exact, "box": _box(box)}
+    if mean_face is not None:
+        flags["mean_face"] = PUBLISHED if str(mean_face) == PUBLISHED else str(mean_face.resolve())
+    return flags
 
 
 def open_data_set(
@@ -65,11 +103,17 @@ def open_data_set(
 ):
     """The manifest, found where none is named, and where its artefacts stand."""
     from lipprep.pipeline.manifest import find_manifest, load_manifest
-    from lipprep.pipeline.plan import Layout
 
     manifest = load_manifest(manifest_path or find_manifest(), root=root)
+    return manifest, layout_of(manifest.name, work, out or Path("shards"))
+
+
+def layout_of(name: str, work: Path | RemotePath, out: Path | RemotePath) -> "Layout":
+    """Where the artefacts of the manifest called `name` stand."""
+    from lipprep.pipeline.plan import Layout
+
     # Absolute: workers need not stand where this process does.
-    return manifest, Layout((work / manifest.name).absolute(), (out or Path("shards")).absolute())
+    return Layout((work / name).absolute(), out.absolute())
 
 
 class SliceParam(click.ParamType):

@@ -39,10 +39,14 @@ def stage_parameters(wanted: Wanted) -> dict[str, dict]:
         landmarks["persons"] = wanted.persons and file_digest(Path(wanted.persons))
     else:
         landmarks["identity"] = wanted.identity
-    crops: dict = {"profile": wanted.profile, "crop_size": wanted.crop_size, "exact": wanted.exact}
-    if wanted.profile == "fixed":
+    crops: dict = {"profile": wanted.profile, "crop_size": wanted.crop_size}
+    if wanted.from_crops:
+        crops["crops_from"] = "files"
+    else:
+        crops["exact"] = wanted.exact
+    if wanted.profile == "fixed" and not wanted.from_crops:
         crops["box"] = list(wanted.box)
-    elif wanted.profile != "unaligned":
+    if wanted.profile not in ("fixed", "unaligned"):
         crops["mean_face"] = wanted.mean_face and file_digest(Path(wanted.mean_face))
     shards: dict = {"codec": wanted.codec}
     if wanted.codec == "jpeg":
@@ -54,9 +58,16 @@ def upstream(stage: str, wanted: Wanted) -> str | None:
     """The stage whose tars `stage` is made from.
 
     Shards are made from landmarks: whether the crops between were stored changes nothing. A fixed box needs
-    no landmarks.
+    no landmarks, and neither do crops in files.
     """
-    return None if stage == "landmarks" or wanted.profile == "fixed" else "landmarks"
+    return None if stage == "landmarks" or wanted.profile == "fixed" or wanted.from_crops else "landmarks"
+
+
+def stages_of(wanted: Wanted) -> tuple[str, ...]:
+    """The stages that lead to the shards that are wanted, in their order."""
+    if wanted.from_crops:
+        return STAGES[2:]
+    return STAGES if upstream("shards", wanted) else STAGES[1:]
 
 
 @dataclass(frozen=True)

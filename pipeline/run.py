@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lipprep.pipeline.accounts import Report, close_accounts
 from lipprep.pipeline.engines import HERE, Cluster, Engine, open_cluster
+from lipprep.pipeline.from_crops import check_kind
 from lipprep.pipeline.inputs import archive_name, looking
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
@@ -104,9 +105,10 @@ def run_stage(
     """Make every chunk of `stage` that is missing or stale, or every one of a part.
 
     Raises ValueError where the stage before is not done, its output is damaged, a disk is full, worker processes die
-    again and again, a cluster cannot be used, or another run is at work in the same folder. RemoteError where a store
-    cannot be reached; what is done is kept.
+    again and again, a cluster cannot be used, another run is at work in the same folder, or the clips are crops where
+    videos are wanted, or the other way round. RemoteError where a store cannot be reached; what is done is kept.
     """
+    check_kind(stage, manifest, wanted)
     seen = check_root(manifest)
     began = time.perf_counter()
     folder, whole = layout.folder(stage), run.part.whole
@@ -217,7 +219,7 @@ def _survey(
     Raises ValueError where the chunks that it is made from are not all there.
     """
     above = upstream(stage, wanted)
-    needed = {stage, above, "crops" if stage == "shards" else stage}
+    needed = {stage, above, "crops" if stage == "shards" and not wanted.from_crops else stage}
     stages = tuple(s for s in STAGES if s in needed)
     chunks = survey(manifest, layout, wanted, stages, deep=run.deep, part=run.part)
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
@@ -323,7 +325,7 @@ def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
     landmarks = {k: v for k, v in parameters["landmarks"].items() if k != "archive"}
     if not upstream("shards", wanted):
         landmarks = {}
-    elif wanted.mean_face is not None and "mean_face" in parameters["shards"]:
+    if wanted.mean_face is not None and "mean_face" in parameters["shards"]:
         # The points themselves: whoever has weights trained on these crops must be able to cut others like them.
         parameters["shards"]["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
     return Index(

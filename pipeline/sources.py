@@ -3,7 +3,7 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -66,14 +66,14 @@ def _leads_on(entry: os.DirEntry) -> bool:
         return False
 
 
-def _videos(folder: Folder) -> list[Folder]:
+def _videos(folder: Folder, suffixes: Container[str] = VIDEO_SUFFIXES) -> list[Folder]:
     if isinstance(folder, RemotePath):
-        names = (name for name in folder.entries() if name[0] != "." and Path(name).suffix.lower() in VIDEO_SUFFIXES)
+        names = (name for name in folder.entries() if name[0] != "." and Path(name).suffix.lower() in suffixes)
         return [folder / name for name in names]
     return sorted(
         Path(e.path)
         for e in os.scandir(folder)
-        if not e.name.startswith(".") and Path(e.name).suffix.lower() in VIDEO_SUFFIXES
+        if not e.name.startswith(".") and Path(e.name).suffix.lower() in suffixes
     )
 
 
@@ -121,16 +121,27 @@ def _beginning(path: Folder) -> str:
         return ""
 
 
-def lrw(root: Folder, words: set[str] | None = None) -> Iterator[Row]:
-    """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with a .txt that gives the word's duration (LRW)."""
+def lrw(
+    root: Folder,
+    words: set[str] | None = None,
+    *,
+    suffixes: Container[str] = VIDEO_SUFFIXES,
+    annotations: Folder | None = None,
+) -> Iterator[Row]:
+    """ROOT/WORD/{train,val,test}/WORD_00001.mp4, each with a .txt that gives the word's duration (LRW).
+
+    Files of the endings `suffixes` are listed. The .txt may lie apart: below `annotations`, in the same folders.
+    """
     for folder in _folders(root):
         if words is not None and folder.name not in words:
             continue
         for split in ("train", "val", "test"):
             if not (folder / split).is_dir():
                 continue
-            videos = _videos(folder / split)
-            for video, text in zip(videos, _texts(_beginning, [v.with_suffix(".txt") for v in videos]), strict=True):
+            videos = _videos(folder / split, suffixes)
+            beside = folder / split if annotations is None else annotations / folder.name / split
+            texts = _texts(_beginning, [beside / f"{video.stem}.txt" for video in videos])
+            for video, text in zip(videos, texts, strict=True):
                 duration = lrw_duration(text)
                 half = None if duration is None else duration / 2
                 yield Row(

@@ -20,7 +20,7 @@ _RECORD = 800  # bytes of a clip's line in a record
 _JSON = 256
 _LANDMARKS = 68 * 2 * 4  # bytes a frame
 _JPEG = 0.25  # bytes a pixel at quality 95, measured on faces; less at any other
-_LOOKS = 8  # videos whose headers are asked for their length
+_LOOKS = 8  # files whose headers are asked for their length
 
 
 def clip_bytes(stage: str, frames: float, wanted: Wanted) -> float:
@@ -33,8 +33,9 @@ def clip_bytes(stage: str, frames: float, wanted: Wanted) -> float:
     return pixels * (_JPEG if wanted.codec == "jpeg" else 1) + 2 * _MEMBER + _JSON + _RECORD
 
 
-def mean_frames(manifest: Manifest) -> float:
-    """How many frames a clip has, about: of windows as the manifest says, else as some videos' headers say."""
+def mean_frames(manifest: Manifest, wanted: Wanted) -> float:
+    """How many frames a clip has, about: of windows as the manifest says, else as some files' headers say."""
+    from lipprep.stages.crop_files import crops_shape
     from lipprep.stages.video import probe
 
     windows = [clip.num_frames for clip in manifest.clips if clip.num_frames is not None]
@@ -42,8 +43,9 @@ def mean_frames(manifest: Manifest) -> float:
         return sum(windows) / len(windows)
     lengths = []
     for clip in manifest.clips[:: max(1, len(manifest.clips) // _LOOKS)][:_LOOKS]:
+        path = manifest.root / clip.video
         try:
-            lengths.append(probe(manifest.root / clip.video).duration * manifest.fps)
+            lengths.append(crops_shape(path)[0] if wanted.from_crops else probe(path).duration * manifest.fps)
         except ClipFailure:
             continue
     return sum(lengths) / len(lengths) if lengths else 0.0
@@ -65,7 +67,7 @@ def needed_bytes(
     """
     there = [c for c in chunks if c.state == "fresh" and c.header["counts"].get("ok")]
     remote = any(isinstance(c.tar, RemotePath) for c in pending)
-    frames = mean_frames(manifest) if not there or (remote and stage != "landmarks") else 0.0
+    frames = mean_frames(manifest, wanted) if not there or (remote and stage != "landmarks") else 0.0
     if there:
         clip = sum(c.header["tar"]["bytes"] for c in there) / sum(c.header["counts"]["ok"] for c in there) + _RECORD
     else:

@@ -13,7 +13,7 @@ from lipprep.stages.untrusted import check_file, check_yaml, printable, read_tex
 if TYPE_CHECKING:
     from lipprep.stages.crop import CropParameters
 
-_MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has eleven lines
+_MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has fourteen lines
 _MAX_FACE = 1 << 16  # bytes of a mean face, which has 68 points
 
 
@@ -24,6 +24,8 @@ class Wanted:
     `identity` names the detector with its weights, as `lipprep landmarks` found them: other stages run where
     the weights are not. `archive` and `persons` are the folder of published landmark files and its table of
     persons; `mean_face` is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
+    `from_crops`: the manifest's files are no videos but mouth crops, which were cut so; `annotations` is the folder
+    that their words' durations are read from, and `labels` the label file, where they are listed again.
     """
 
     detector: str = "mesh"
@@ -37,6 +39,9 @@ class Wanted:
     mean_face: str | None = None
     codec: str = "jpeg"
     quality: int = 95
+    from_crops: bool = False
+    annotations: str | None = None
+    labels: str | None = None
 
 
 def read_wanted(path: Path | RemotePath) -> Wanted:
@@ -78,7 +83,9 @@ def crop_parameters(wanted: Wanted) -> "CropParameters":
     """What is wanted of the crops; ValueError where no crop can be cut so."""
     from lipprep.stages.crop import CropParameters
 
-    return CropParameters(profile=wanted.profile, crop_size=wanted.crop_size, exact=wanted.exact, box=wanted.box)
+    # A box that was cut already may have been anywhere.
+    box = (0, 0, wanted.crop_size, wanted.crop_size) if wanted.from_crops else wanted.box
+    return CropParameters(profile=wanted.profile, crop_size=wanted.crop_size, exact=wanted.exact, box=box)
 
 
 def load_mean_face(path: Path | None) -> np.ndarray:
