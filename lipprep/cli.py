@@ -29,7 +29,13 @@ COMMANDS = {
     "train": ("lipprep.train.cli", "train", "Train a lip reader from shards."),
     "recipes": ("lipprep.train.cli", "recipes", "List the recipes to train with."),
     "evaluate": ("lipprep.train.cli", "evaluate", "Measure a trained lip reader on a split."),
+    "import-checkpoint": (
+        "lipprep.train.cli_import",
+        "import_checkpoint",
+        "Make a run of a published checkpoint: mpc001's, VIPL's, euan's.",
+    ),
     "predict": ("lipprep.train.cli", "predict", "Read the word in any video."),
+    "embed": ("lipprep.train.cli_embed", "embed", "Write the features of each frame, for systems downstream."),
 }
 
 

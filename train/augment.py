@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipprep.train.boundary import boundary_vectors
 from lipprep.train.draws import AugmentOptions, Draws, check_size
 
 
@@ -25,6 +26,7 @@ class AugmentedBatch:
     lengths_B: Tensor  # int64, frames, on the device of x
     partner_B: Tensor | None  # int64, rows of the batch that was given, on the device of x; None without mixing
     share_B: Tensor  # float32, on the device of x
+    boundary_BT1: Tensor | None = None  # float32, 1 in the frames of the word, on the device of x
 
 
 def train_batch(
@@ -35,6 +37,8 @@ def train_batch(
     rows: np.ndarray | None = None,
     wanted: int | None = None,
     frames: int | None = None,
+    words: np.ndarray | None = None,
+    mixes_words: bool = False,
 ) -> AugmentedBatch:
     """Do to a batch, `video_RTHW` uint8, what was drawn for it.
 
@@ -45,6 +49,9 @@ def train_batch(
 
     Of a part of a global batch, `rows` (R,) are its clips' numbers in there. The first `wanted` of them come out, the
     others are here as their partners.
+
+    `words` (R, 2) are the frames of the whole clips from the first of the word to the one after its last: they become
+    the boundary. Frames that cutmix brings keep theirs; mixup leaves each clip its own, or mixes them (`mixes_words`).
 
     Raises ValueError if the frames are smaller than the crop.
     """
@@ -64,18 +71,28 @@ def train_batch(
     if mine.erased.any():
         _erase(x_RTHW, mine.erased)
     share_B = _to(mine.share[:wanted].astype(np.float32), x_RTHW)
+    boundary_RT1 = None
+    if words is not None:
+        inside = np.clip(words - mine.starts[:, None], 0, lengths[:, None])
+        boundary_RT1 = _to(boundary_vectors(inside, frames), x_RTHW)
+    own = None if boundary_RT1 is None else boundary_RT1[:wanted]
     if mine.partner is None:
-        return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, share_B)
+        return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, share_B, own)
     places = np.full(len(draws.lengths), -1)
     places[rows] = np.arange(len(rows))
     partner = places[mine.partner[:wanted]]
     assert (partner >= 0).all()
     at = _to(partner, x_RTHW)
     if draws.lam == 1:
+        if boundary_RT1 is not None:
+            own = _splice(boundary_RT1, partner, mine)
         x_BTHW = _splice(x_RTHW, partner, mine)
-        return AugmentedBatch(x_BTHW[:, None], _to(lengths[:wanted], x_RTHW), at, share_B)
+        return AugmentedBatch(x_BTHW[:, None], _to(lengths[:wanted], x_RTHW), at, share_B, own)
+    if own is not None and mixes_words:
+        own = own.lerp(boundary_RT1[at], 1 - draws.lam)
     x_BTHW = x_RTHW[:wanted].lerp(x_RTHW[at], 1 - draws.lam)
-    return AugmentedBatch(x_BTHW[:, None], _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW), at, share_B)
+    longer = _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW)
+    return AugmentedBatch(x_BTHW[:, None], longer, at, share_B, own)
 
 
 def eval_batch(video_BTHW: Tensor, lengths_B: Tensor, options: AugmentOptions) -> Tensor:
@@ -126,9 +143,9 @@ def correct(logits: Tensor, labels_R: Tensor, batch: AugmentedBatch) -> Tensor:
     return (answers_B == labels_R[batch.partner_B]).float().lerp(own_B, batch.share_B).mean()
 
 
-def _to(values: np.ndarray, like: Tensor) -> Tensor:
+def _to(values: np.ndarray | Tensor, like: Tensor) -> Tensor:
     # Without this a copy to CUDA waits for all work queued there; from pageable memory it is safe.
-    return torch.from_numpy(values).to(like.device, non_blocking=like.is_cuda)
+    return torch.as_tensor(values).to(like.device, non_blocking=like.is_cuda)
 
 
 def _frame_positions(video_RTHW: Tensor, draws: Draws, frames: int) -> np.ndarray:
@@ -204,15 +221,15 @@ def _erase(x_RTHW: Tensor, erased: np.ndarray) -> None:
     x_RTHW.masked_fill_(_to(rows_RH[:, None, :, None] & columns_RW[:, None, None, :], x_RTHW), 0.0)
 
 
-def _splice(x_RTHW: Tensor, partner: np.ndarray, draws: Draws) -> Tensor:
-    """The first clips, (B, T, H, W), a stretch of each from its partner: one copy of whole frames."""
-    num_frames = x_RTHW.shape[1]
+def _splice(x_RT: Tensor, partner: np.ndarray, draws: Draws) -> Tensor:
+    """The first clips, (B, T, ...), a stretch of each from its partner: one copy of whole frames."""
+    num_frames = x_RT.shape[1]
     frames = np.arange(num_frames)
     starts, stops = draws.cut_starts[:, None], (draws.cut_starts + draws.cut_widths)[:, None]
     cut_BT = ((frames >= starts) & (frames < stops))[: len(partner)]
     clips_BT = np.where(cut_BT, partner[:, None], np.arange(len(partner))[:, None])
-    positions = _to((clips_BT * num_frames + frames).ravel(), x_RTHW)
-    return x_RTHW.flatten(0, 1).index_select(0, positions).unflatten(0, cut_BT.shape)
+    positions = _to((clips_BT * num_frames + frames).ravel(), x_RT)
+    return x_RT.flatten(0, 1).index_select(0, positions).unflatten(0, cut_BT.shape)
 
 
 def _fill_frames(x_BTHW: Tensor, chosen_BT: np.ndarray, value: Tensor | float) -> None:

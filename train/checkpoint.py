@@ -12,7 +12,7 @@ import zipfile
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -26,6 +26,7 @@ CHECKPOINT_VERSION = 2  # 1 had neither ema, scaler nor versions
 LAST, BEST = "last.pt", "best.pt"
 # All that pickles of state dicts name. torch would also read bytearray, Tensor and others, which take memory as asked.
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+_OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch's files began with before they were zips
 _MAX_SETTING = 10_000  # of a network: layers, channels, sizes of kernels
 _MAX_PICKLE = 1 << 26  # bytes of what is no tensor
 _MAX_STEPS = 1 << 53  # beyond it, floats skip whole numbers
@@ -132,13 +133,7 @@ def _check_archive(path: Path) -> None:
             content = archive.read(pickles[0])
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise ValueError(f"no zip that torch saved: {error}") from error
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"its pickle names things by {opcode.name}")
-        if opcode.name == "GLOBAL" and argument not in _NAMES:
-            module, _, name = argument.partition(" ")
-            if module != "torch" or not name.endswith("Storage"):
-                raise ValueError(f"its pickle wants {argument[:200]}")
+    _check_names(content)
 
 
 def _check_containers(state: object) -> None:
@@ -179,31 +174,59 @@ def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
         raise ValueError(f"its config describes a network of {wanted} weights, but it holds {there}")
 
 
+def _check_names(content: bytes | BinaryIO) -> None:
+    """Raise ValueError where a pickle names anything but what tensors are made of."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            raise ValueError(f"its pickle names things by {opcode.name}")
+        if opcode.name == "GLOBAL" and argument not in _NAMES:
+            module, _, name = argument.partition(" ")
+            if module != "torch" or not name.endswith("Storage"):
+                raise ValueError(f"its pickle wants {argument[:200]}")
+
+
+def _check_old(path: Path) -> None:
+    """As `_check_archive`, of a file as torch saved it before version 1.6: five pickles, then the numbers."""
+    with path.open("rb") as file:
+        for _ in range(5):
+            _check_names(file)
+            if file.tell() > _MAX_PICKLE:
+                raise ValueError(f"its pickles have over {_MAX_PICKLE} bytes")
+
+
+def read_state(path: Path, *, what: str = "checkpoint") -> object:
+    """What torch saved in a file, on the CPU: tensors and plain containers; nothing in it is executed.
+
+    Raises ValueError where the file is damaged, holds anything else, or takes more memory than it has bytes.
+    """
+    path = check_file(Path(path), what)
+    try:
+        with path.open("rb") as file:
+            old = file.read(len(_OLD)) == _OLD
+        (_check_old if old else _check_archive)(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_containers(state)
+    except Exception as error:  # a damaged or hostile zip of pickles raises whatever its reader trips over
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{printable(path)} is damaged, or holds more than tensors and plain containers, which is never executed "
+            f"({printable(reason)})"
+        ) from error
+    return state
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to CPU tensors; nothing in it is executed.
 
     Raises ValueError where the file is damaged, holds anything but tensors and plain containers, takes more memory
     than it has bytes, or is no checkpoint of lipprep.
     """
-    path = check_file(Path(path), "checkpoint")
-    name = printable(path)
-    try:
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        _check_containers(state)
-    except Exception as error:  # a damaged or hostile zip of pickles raises whatever its reader trips over
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{name} is damaged, or holds more than tensors and plain containers, which is never executed "
-            f"({printable(reason)})"
-        ) from error
-    if isinstance(state, dict) and "model_state_dict" in state:
-        raise ValueError(
-            f"{name} is no checkpoint of lipprep but one of the published form (model_state_dict): importing "
-            "published checkpoints is not part of this version"
-        )
+    name, state = printable(path), read_state(path)
     if not isinstance(state, dict) or "lipprep_checkpoint" not in state:
-        raise ValueError(f"{name} is no checkpoint of lipprep")
+        raise ValueError(
+            f"{name} is no checkpoint of lipprep: one of mpc001, VIPL or euan becomes one by "
+            f"`lipprep import-checkpoint {name} -o RUN`"
+        )
     version = state.pop("lipprep_checkpoint")
     if type(version) is not int or not 1 <= version <= CHECKPOINT_VERSION:
         raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads 1 to {CHECKPOINT_VERSION}")

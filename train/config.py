@@ -25,13 +25,13 @@ DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
 class Config:
     """A resolved recipe. The defaults are those of the published LRW trainers (AdamW, cosine, 80 epochs).
 
-    `model` is what `lipprep.train.models.build` takes. `profile` names the alignment that the recipe is
-    meant for. `optimizer` and `schedule` are those of `lipprep.train.optimize`. `warmup` is the part of all steps in
-    which the rate rises linearly; from there it falls, as `cosine` to `lr_min` at the last step, which is that of
-    `epochs` or `max_steps`, whichever comes first. `halve_every` is in epochs.
-    `batch_size` clips of all processes together make a step; each process takes its part of them in `accumulate`
-    slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once. In the first
-    `augment_after` steps nothing is mixed, masked, erased or shortened.
+    `model` is what `lipprep.train.models.build` takes. `profile` names the alignment that the recipe is meant for,
+    and `box` (x, y, width, height in pixels) what is cut where that is `fixed`. `optimizer` and `schedule` are those
+    of `lipprep.train.optimize`. `warmup` is the part of all steps in which the rate rises linearly; from there it
+    falls, as `cosine` to `lr_min` at the last step, which is that of `epochs` or `max_steps`, whichever comes first.
+    `halve_every` is in epochs. `batch_size` clips of all processes together make a step; each process takes its part
+    of them in `accumulate` slices, and with `sync_batchnorm` batch normalisation sees those of all processes at once.
+    In the first `augment_after` steps nothing is mixed, masked, erased or shortened.
 
     Gradients are shortened to a norm of `clip_norm`; `ema` is the decay of an exponential moving average of the
     weights (0: none), which is then what is validated, evaluated and used to read. `init_from` is a run or a
@@ -54,6 +54,7 @@ class Config:
     profile: str
     model: dict[str, Any]
     augment: AugmentOptions = field(default_factory=AugmentOptions)
+    box: list[int] | None = None
     seed: int = 1
     epochs: int = 80
     max_steps: int | None = None
@@ -166,13 +167,13 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
             close = difflib.get_close_matches(recipe, recipes(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise ValueError(f"there is no recipe {recipe!r}: {hint}(recipes: {', '.join(recipes())}, or a FILE.yaml)")
-    return config_from({**_read_yaml(path), "recipe": name}, overrides)
+    return config_from({**read_settings(path), "recipe": name}, overrides)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The Config that a run saved, with overrides on top. Raises ValueError."""
     try:
-        return config_from(_read_yaml(path), overrides)
+        return config_from(read_settings(path), overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -180,12 +181,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers (a recipe's, a checkpoint's), with overrides on top.
 
+    An override that names another trunk or head takes with it the options of `plain` that this one does not have.
     Raises ValueError, also for OmegaConf's interpolations `${...}`: they can read the environment.
     """
     if any("${" in text for text in (*_strings(plain), *overrides)):
         raise ValueError("settings with ${...} in them are not read: write the value itself")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(plain)))
+        plain = {**plain, "model": _fitting(plain["model"], overrides)} if "model" in plain else dict(plain)
+        config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(plain))
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals:
@@ -204,6 +207,29 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
     except YAMLError as error:
         raise ValueError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
+
+
+def _fitting(model: Any, overrides: Sequence[str]) -> Any:
+    """A `model` less the options of its trunk and its head that others do not have, where overrides name such others."""
+    wanted = OmegaConf.from_dotlist([text for text in overrides if text.startswith("model") and "=" in text])
+    trunk, head = OmegaConf.select(wanted, "model.trunk"), OmegaConf.select(wanted, "model.head.name")
+    if not isinstance(model, Mapping) or (trunk is None and head is None):
+        return model
+    from lipprep.train.models import HEADS, TRUNKS  # torch comes with them: not for settings alone
+
+    def kept(options: Mapping, known: Mapping, old: Any, new: Any) -> dict:
+        if not isinstance(old, str) or not isinstance(new, str) or old not in known or new not in known:
+            return dict(options)
+        before, after = known[old][1], known[new][1]
+        # Of one name and another form is `channels`: one number, or one for each of two layers.
+        foreign = {key for key in before if isinstance(before[key], tuple) != isinstance(after.get(key), tuple)}
+        foreign |= before.keys() - after.keys()
+        return {key: value for key, value in options.items() if key not in foreign}
+
+    model = kept(model, TRUNKS, model.get("trunk"), trunk)
+    if isinstance(model.get("head"), Mapping):
+        model["head"] = kept(model["head"], HEADS, model["head"].get("name"), head)
+    return model
 
 
 def as_plain(config: Config) -> dict:
@@ -228,7 +254,8 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     return [f"{key}={a.get(key)}, not {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 
-def _read_yaml(path: Path | Traversable) -> dict:
+def read_settings(path: Path | Traversable) -> dict:
+    """The settings of a YAML (or JSON) file as plain containers. Raises ValueError where it holds none."""
     try:
         text = path.read_text(encoding="utf-8")
         check_yaml(text)

@@ -42,15 +42,18 @@ _PREFETCH = 2  # batches a worker is ahead
 _SAFE_PATH = "PYTHONSAFEPATH"  # see python --help-env
 _READERS: weakref.WeakSet = weakref.WeakSet()  # processes that this one has started
 _TRIES = 16  # neighbours of a damaged clip
+_SECONDS = ("duration", "word_start", "word_end")  # of a sample
+_MAX_SECONDS = float(np.finfo(np.float32).max)
 
 
 class ShardBatches:
     """The batches of one split, by arrays of places, (B, 2) int64.
 
     A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
-    frames, `labels` (B,) int64, `durations` (B,) float32 in seconds, NaN where unknown, `keys`, a list, and
-    `damaged`, a dictionary of rows: the place of a clip that cannot be read, and why. With `skip_damaged` the next clip
-    of its shard that can be read stands in for such a one, which is the same whoever reads it.
+    frames, `labels` (B,) int64, `durations` (B,) and `times` (B, 2), the word's start and end from the clip's first
+    frame, float32 in seconds, NaN where unknown, `keys`, a list, and `damaged`, a dictionary of rows: the place of a
+    clip that cannot be read, and why. With `skip_damaged` the next clip of its shard that can be read stands in for
+    such a one, which is the same whoever reads it.
     """
 
     def __init__(
@@ -136,17 +139,18 @@ class ShardBatches:
                 video_BTSS = larger
             video_BTSS[row, : len(mouth_TSS)] = mouth_TSS
             lengths.append(len(mouth_TSS))
-            found.append({"label": sample["label"], "duration": sample.get("duration"), "key": sample["key"]})
+            found.append({name: sample.get(name) for name in ("label", "key", *_SECONDS)})
         if len(found) != count:
             raise ValueError(f"{len(found)} samples were found of {count}")
         for row, length in zip(video_BTSS, lengths, strict=True):
             row[length:] = 0
-        durations = [np.nan if sample["duration"] is None else sample["duration"] for sample in found]
+        seconds = np.array([[sample[name] for name in _SECONDS] for sample in found], np.float32)  # None becomes NaN
         return {
             "video": video_BTSS,
             "lengths": np.array(lengths, np.int64),
             "labels": np.array([sample["label"] for sample in found], np.int64),
-            "durations": np.array(durations, np.float32),
+            "durations": seconds[:, 0],
+            "times": seconds[:, 1:],
             "keys": [sample["key"] for sample in found],
             "damaged": {},
         }
@@ -202,10 +206,12 @@ class ShardBatches:
             raise ValueError(
                 f"shard {path}: clip {sample['key']} has label {label!r}, its index has {self.num_classes} labels"
             )
-        duration = sample.get("duration")
-        known = type(duration) in (int, float) and 0 <= duration <= torch.finfo(torch.float32).max
-        if duration is not None and not known:
-            raise ValueError(f"shard {path}: clip {sample['key']} has duration {duration!r}, no number of seconds")
+        for name in _SECONDS:
+            seconds = sample.get(name)
+            least = 0 if name == "duration" else -_MAX_SECONDS  # a window may begin within its word
+            known = type(seconds) in (int, float) and least <= seconds <= _MAX_SECONDS
+            if seconds is not None and not known:
+                raise ValueError(f"shard {path}: clip {sample['key']} has {name} {seconds!r}, no number of seconds")
         return {**sample, "shard": path}
 
 
@@ -243,7 +249,7 @@ class BatchLoader:
                     raise batch
                 finally:
                     del batch  # else it would hold itself by its traceback, and the workers with it
-            arrays = ("lengths", "labels", "durations")
+            arrays = ("lengths", "labels", "durations", "times")
             yield {**batch, **{name: torch.from_numpy(batch[name]) for name in arrays}}
 
 

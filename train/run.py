@@ -29,7 +29,7 @@ def open_run(
         if run is None:
             raise ValueError("--resume auto goes on in a run folder: name it with --run")
         path = run / LAST if (run / LAST).is_file() else None
-        if path is None and _holds_something(run) and not (run / CONFIG).is_file():
+        if path is None and holds_something(run) and not (run / CONFIG).is_file():
             raise ValueError(f"{run} is not empty and no run folder: name another --run")
     elif resume is not None:
         path = find_checkpoint(Path(resume), LAST)
@@ -40,7 +40,7 @@ def open_run(
         else:
             config = load_recipe(recipe or DEFAULT_RECIPE, overrides)
         run = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.recipe}"
-    if resume != "auto" and (path is None or path.parent.resolve() != run.resolve()) and _holds_something(run):
+    if resume != "auto" and (path is None or path.parent.resolve() != run.resolve()) and holds_something(run):
         raise ValueError(f"{run} is not empty: go on in it with `--resume auto`, or name another --run")
     if path is None:
         return run, config, None
@@ -80,5 +80,6 @@ def alone_in(run: Path, *, after: int) -> Iterator[None]:
         yield
 
 
-def _holds_something(folder: Path) -> bool:
+def holds_something(folder: Path) -> bool:
+    """Whether a folder is there, with more than a lock in it."""
     return folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())

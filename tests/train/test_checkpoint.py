@@ -119,7 +119,7 @@ def test_a_foreign_file_is_no_checkpoint_of_lipprep(foreign, tmp_path):
 
 def test_a_published_checkpoint_is_said_to_be_one(tmp_path):
     torch.save({"model_state_dict": {}}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="importing published checkpoints is not part of this version"):
+    with pytest.raises(ValueError, match="lipprep import-checkpoint"):
         load_checkpoint(tmp_path / "c.pt")
 
 

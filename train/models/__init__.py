@@ -28,7 +28,7 @@ from lipprep.train.boundary import FORMULAS
 from lipprep.train.models.compact import STEM_CHANNELS, TRUNK_WIDTHS, CompactHead, CompactStem
 from lipprep.train.models.densetcn import dctcn
 from lipprep.train.models.efficientnet import EfficientNetB3
-from lipprep.train.models.layers import ACTIVATIONS, initialise, unpack, valid_positions
+from lipprep.train.models.layers import ACTIVATIONS, Packing, initialise
 from lipprep.train.models.neck import Neck
 from lipprep.train.models.recurrent import Recurrent
 from lipprep.train.models.resnet import WIDTHS as RESNET_WIDTHS
@@ -39,7 +39,7 @@ from lipprep.train.models.tcn import mstcn, tcn
 from lipprep.train.models.temporal_conv import TemporalConvHead
 from lipprep.train.models.transformer import TransformerHead
 
-__all__ = ["HEADS", "TRUNKS", "LipReader", "build"]
+__all__ = ["HEADS", "TRUNKS", "LipReader", "build", "complete"]
 
 
 def _resnet(act: str, *, blocks: tuple[int, ...], stem_bias: bool, **how: bool) -> tuple[nn.Module, nn.Module]:
@@ -154,8 +154,7 @@ class LipReader(nn.Module):
         batch_size, _, num_frames = x_B1THW.shape[:3]
         feat_NC = self.neck(self.trunk(self.frontend3D(x_B1THW, lengths_B)))
         if self.frontend3D.skips_padding:
-            positions_N = valid_positions(lengths_B, num_frames)
-            return unpack(feat_NC, positions_N, batch_size, num_frames)
+            return Packing(lengths_B, num_frames).unpack(feat_NC)
         return feat_NC.unflatten(0, (batch_size, num_frames))
 
     def read_features(self, feat_BTC: Tensor, lengths_B: Tensor, boundary_BT1: Tensor | None = None) -> Tensor:
@@ -189,44 +188,60 @@ def _refuse_unknown(what: str, keys: set[str], known: set[str]) -> None:
         raise ValueError(f"unknown {what} option {', '.join(unknown)}: {hint}known are {', '.join(sorted(known))}")
 
 
-def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
-    """A freshly initialised network (torch's global generator) of the configuration described above.
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with every option of its trunk, neck and head spelt out, in plain containers.
 
-    Raises ValueError for a name, option or value that is not known, naming those that are, and for combinations that
-    are none.
+    Raises ValueError for a name or option that is not known, naming those that are, and for combinations that are none.
     """
     for key in ("trunk", "activation", "head"):
         if key not in config:
             raise ValueError(f"the model configuration lacks {key!r}")
-    trunk_name, act = config["trunk"], config["activation"]
-    make_trunk, trunk_defaults = _choose("trunk", trunk_name, TRUNKS)
-    others = set().union(*(options for _, options in TRUNKS.values())) - set(trunk_defaults)
+    trunk = config["trunk"]
+    _, options = _choose("trunk", trunk, TRUNKS)
+    others = set().union(*(of_trunk for _, of_trunk in TRUNKS.values())) - set(options)
     if foreign := sorted(others & set(config)):
-        able = [name for name, (_, options) in TRUNKS.items() if foreign[0] in options]
-        raise ValueError(f"the trunk {trunk_name} has no {foreign[0]}: that is of {', '.join(able)}")
-    _refuse_unknown("model", set(config), _KEYS | set(trunk_defaults))
-    _choose("activation", act, ACTIVATIONS)
-    draw = _choose("init", config.get("init", "published"), _INITS)
-    boundary = config.get("boundary")
-    if boundary is not None:
-        _choose("boundary", boundary, FORMULAS)
-    neck_options = dict(config.get("neck") or {})
-    _refuse_unknown("neck", set(neck_options), set(_NECK))
+        able = [name for name, (_, of_trunk) in TRUNKS.items() if foreign[0] in of_trunk]
+        raise ValueError(f"the trunk {trunk} has no {foreign[0]}: that is of {', '.join(able)}")
+    _refuse_unknown("model", set(config), _KEYS | set(options))
+    _choose("activation", config["activation"], ACTIVATIONS)
+    _choose("init", config.get("init", "published"), _INITS)
+    if config.get("boundary") is not None:
+        _choose("boundary", config["boundary"], FORMULAS)
+    neck = dict(config.get("neck") or {})
+    _refuse_unknown("neck", set(neck), set(_NECK))
     head = dict(config["head"])
-    head_name = head.pop("name", None)
-    make_head, defaults = _choose("head", head_name, HEADS)
-    _refuse_unknown(f"{head_name} head", set(head), set(defaults))
-    options = defaults | head
-    if head_name not in _ANY_KERNEL:
-        for kernel_size in options.get("kernel_sizes", [options.get("kernel_size", 1)]):
+    name = head.pop("name", None)
+    _, of_head = _choose("head", name, HEADS)
+    _refuse_unknown(f"{name} head", set(head), set(of_head))
+    head = {key: list(value) if isinstance(value, list | tuple) else value for key, value in (of_head | head).items()}
+    if name not in _ANY_KERNEL:
+        for kernel_size in head.get("kernel_sizes", [head.get("kernel_size", 1)]):
             if kernel_size % 2 == 0:
-                raise ValueError(f"kernel size {kernel_size} of the {head_name} head is even: it must be odd")
+                raise ValueError(f"kernel size {kernel_size} of the {name} head is even: it must be odd")
+    return {
+        "trunk": trunk,
+        **options,
+        "boundary": None,
+        "init": "published",
+        **config,
+        "neck": _NECK | neck,
+        "head": {"name": name, **head},
+    }
 
-    stem, trunk = make_trunk(act, **trunk_defaults | {k: v for k, v in config.items() if k in trunk_defaults})
-    neck = Neck(trunk.channels, **_NECK | neck_options)
+
+def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
+    """A freshly initialised network (torch's global generator) of the configuration described above.
+
+    Raises ValueError as `complete` does, and for values that make no network.
+    """
+    config = complete(config)
+    act, boundary, head = config["activation"], config["boundary"], config["head"]
+    make_trunk, trunk_options = TRUNKS[config["trunk"]]
+    make_head, _ = HEADS[head.pop("name")]
+    stem, trunk = make_trunk(act, **{name: config[name] for name in trunk_options})
+    neck = Neck(trunk.channels, **config["neck"])
     channels = neck.channels + (boundary is not None)
-    model = LipReader(
-        stem, trunk, neck, make_head(channels, num_classes, activation_name=act, **options), boundary=boundary
-    )
-    draw(model)
+    tcn = make_head(channels, num_classes, activation_name=act, **head)
+    model = LipReader(stem, trunk, neck, tcn, boundary=boundary)
+    _INITS[config["init"]](model)
     return model
