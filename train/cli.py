@@ -206,7 +206,7 @@ def recipes(as_json: bool) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @SHARDS
 @CACHE
 @CACHE_SIZE
@@ -217,13 +217,18 @@ def recipes(as_json: bool) -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Groups of words, one a line: also report accuracy where the word's group is known.",
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: RUN/evaluate-SPLIT.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Default: RUN/evaluate-SPLIT, of several RUN/evaluate-SPLIT-ensemble in the first.",
+)
 @DEVICE
 @click.option("--batch-size", type=click.IntRange(1), help="Clips at once. Default: the run's batch size.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave out clips that cannot be read: up to 0.1 % of them, or one.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def evaluate(
-    run: Path,
+    runs: tuple[Path, ...],
     shards: Path | RemotePath,
     cache: Path | None,
     cache_size: int | None,
@@ -238,23 +243,32 @@ def evaluate(
     """Measure a trained lip reader on a split of the shards.
 
     RUN is a run folder (its best.pt) or a checkpoint file. Prints top-1 with its 95 % interval and top-5,
-    and writes a table of the words and the confusion matrix (CSV and PNG).
+    and writes a table of the words and the confusion matrix (CSV and PNG). Several RUNs are an
+    ensemble: the mean of their probabilities.
 
     \b
     Examples:
       lipprep evaluate runs/small --shards shards/
       lipprep evaluate runs/small --shards shards/ --split unseen --groups groups.txt --json
+      lipprep evaluate runs/student-1 runs/student-2 runs/student-3 --shards shards/
     """
     _ask(shards)
     from lipprep.train.evaluate import evaluate as measure
 
     kept = {"cache": cache, "cache_size": cache_size, "skip_corrupt": skip_corrupt}
     where = {"groups": groups, "out": out, "device": device, "batch_size": batch_size}
-    results = measure(run, shards=shards, split=split, **where, **kept)
+    results = measure(*runs, shards=shards, split=split, **where, **kept)
     if as_json:
         click.echo(json.dumps(results, indent=1))
         return
-    click.echo(f"{results['checkpoint']}, step {results['step']}; split {split}, {results['words']} words")
+    if len(runs) == 1:
+        what = f"{results['checkpoint']}, step {results['step']}"
+    else:
+        what = f"ensemble of {len(runs)}"
+        for member in results["members"]:
+            top1 = _percent(member["top1"], member["top1_interval95"])
+            click.echo(f"{member['checkpoint']}, step {member['step']}: top-1 {top1}")
+    click.echo(f"{what}; split {split}, {results['words']} words")
     click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
     click.echo(f"top-5 {_percent(results['top5'])}")
     if results["damaged"]:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,12 @@ from tqdm import tqdm
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.shard.index import load_index
-from lipprep.stages.untrusted import read_text
+from lipprep.stages.shard.index import Index, load_index
+from lipprep.stages.untrusted import printable, read_text
 from lipprep.train.augment import eval_batch
 from lipprep.train.cache import open_cache
-from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
-from lipprep.train.config import config_from
+from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
+from lipprep.train.config import Config, config_from
 from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan, places
@@ -141,7 +142,7 @@ def within_groups(
 
 def evaluate(
     run: Path,
-    *,
+    *others: Path,
     shards: Path | RemotePath,
     split: str = "test",
     groups: Path | None = None,
@@ -154,47 +155,49 @@ def evaluate(
 ) -> dict:
     """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
 
+    Several are measured as an ensemble, whose answer is the mean of its members' probabilities; each member sees the
+    clips by its own options, and results.json holds the figures of each under `members`.
     Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
     `skip_corrupt` leaves out up to one damaged clip in a thousand; `damaged` counts them.
     Returns what results.json there holds; `not_in_shards` counts, by class of failure, the clips of the split
     that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, or
     its labels or its training crops are not like those of the shards, and RemoteError where a store does not answer.
     """
-    path = find_checkpoint(run)
-    checkpoint = load_checkpoint(path)
+    members = [_Member.load(path) for path in (run, *others)]
+    paths = [member.path.resolve() for member in members]
+    if twice := [str(path) for number, path in enumerate(paths) if path in paths[:number]]:
+        raise ValueError(f"{twice[0]} is named twice: each member of an ensemble counts once")
     index = load_index(shards)
-    check_fits(checkpoint, index)
-    config = config_from(checkpoint.config)
+    for member in members:
+        member.check_fits(index)
     kept = open_cache(shards, index.split(split), folder=cache, size=cache_size)
     batches = ShardBatches(shards, index, split, cache=kept, skip_damaged=skip_corrupt)
     wanted = read_groups(groups, index.labels) if groups else None
     where = choose_device(device)
-    size = batch_size or config.batch_size
-    plan = evaluation_plan(places(batches.counts), batch_size=size)
-    workers = default_workers(where) if config.workers is None else config.workers
-    loader = BatchLoader(batches, plan, workers=workers, pin_memory=where.type == "cuda")
     skipped = Skipped(sum(batches.counts))
-    read = skipped.noted(split, loader)
-    how = {"options": config.augment, "device": where, "precision": config.precision}
-    with explained(f"lower --batch-size (it is {size}), or use --device cpu"):
-        logits_NC, labels_N, _ = classify(load_model(checkpoint, where), read, **how)
-    logits_NC, labels_N = logits_NC[labels_N >= 0], labels_N[labels_N >= 0]
+    answers = [member.answers(batches, split, skipped, device=where, batch_size=batch_size) for member in members]
+    # What one of them could not read is left out of all.
+    whole_N = np.all([labels_N >= 0 for _, labels_N in answers], axis=0)
+    labels_N = answers[0][1][whole_N]
+    answers = [logits_NC[whole_N] for logits_NC, _ in answers]
+    logits_NC = answers[0] if len(members) == 1 else mean_probability(answers)
 
     confusion_CC = np.zeros((len(index.labels),) * 2, np.int64)  # rows: the word, columns: the answer
     np.add.at(confusion_CC, (labels_N, np.argmax(logits_NC, axis=1)), 1)
-    correct = int(np.trace(confusion_CC))
-    folder = Path(out) if out else path.parent / f"evaluate-{split}"
+    if others:
+        folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}-ensemble"
+        figures = [_figures(own_NC, labels_N) for own_NC in answers]
+        about = {"members": [member.about() | own for member, own in zip(members, figures, strict=True)]}
+    else:
+        folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}"
+        about = members[0].about()
     results = {
-        "checkpoint": str(path),
-        "step": checkpoint.step,
-        "recipe": config.recipe,
+        **about,
         "dataset": index.dataset,
         "split": split,
         "words": len(index.labels),
         "clips": len(labels_N),
-        "top1": correct / len(labels_N),
-        "top1_interval95": list(wilson(correct, len(labels_N))),
-        "top5": top_k(logits_NC, labels_N, 5),
+        **_figures(logits_NC, labels_N),
         "damaged": len(skipped.places),
         "not_in_shards": dict(index.failures.get(split, {})),
     }
@@ -209,6 +212,57 @@ def evaluate(
     write_text(folder / "confusion.csv", _csv(matrix))
     draw_confusion(confusion_CC, index.labels, folder / "confusion.png", title=f"{index.dataset}, {split}")
     return results
+
+
+@dataclass(frozen=True)
+class _Member:
+    """What is measured: a checkpoint and its config."""
+
+    path: Path
+    checkpoint: Checkpoint
+    config: Config
+
+    @classmethod
+    def load(cls, run: Path) -> "_Member":
+        path = find_checkpoint(run)
+        checkpoint = replace(load_checkpoint(path), optimizer={})  # of several, that would be the most memory
+        return cls(path, checkpoint, config_from(checkpoint.config))
+
+    def check_fits(self, index: Index) -> None:
+        """Raise ValueError, naming the file, where it cannot be used on these shards."""
+        try:
+            check_fits(self.checkpoint, index)
+        except ValueError as error:
+            raise ValueError(f"{printable(self.path)}: {error}") from error
+
+    def about(self) -> dict:
+        return {"checkpoint": str(self.path), "step": self.checkpoint.step, "recipe": self.config.recipe}
+
+    def answers(
+        self, batches: ShardBatches, split: str, skipped: Skipped, *, device: torch.device, batch_size: int | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (N, C) and labels (N,) of all clips, the label -1 where a clip is damaged."""
+        size, workers = batch_size or self.config.batch_size, self.config.workers
+        plan = evaluation_plan(places(batches.counts), batch_size=size)
+        workers = default_workers(device) if workers is None else workers
+        loader = BatchLoader(batches, plan, workers=workers, pin_memory=device.type == "cuda")
+        how = {"options": self.config.augment, "device": device, "precision": self.config.precision}
+        with explained(f"lower --batch-size (it is {size}), or use --device cpu"):
+            return classify(load_model(self.checkpoint, device), skipped.noted(split, loader), **how)[:2]
+
+
+def mean_probability(members: Sequence[np.ndarray]) -> np.ndarray:
+    """What an ensemble answers: the mean of the softmax of its members' logits, (N, C) each."""
+    return np.mean([torch.from_numpy(logits_NC).double().softmax(1).numpy() for logits_NC in members], axis=0)
+
+
+def _figures(scores_NC: np.ndarray, labels_N: np.ndarray) -> dict:
+    correct = int((np.argmax(scores_NC, axis=1) == labels_N).sum())
+    return {
+        "top1": correct / len(labels_N),
+        "top1_interval95": list(wilson(correct, len(labels_N))),
+        "top5": top_k(scores_NC, labels_N, 5),
+    }
 
 
 def word_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> list[list]:

@@ -117,7 +117,7 @@ def test_recipes_and_settings_are_shown(tmp_path, monkeypatch):
     assert "lr: 0.5" in again and [p.name for p in Path().iterdir()] == ["mine.yaml"]
     assert "Missing option '--shards'" in call("train", code=2).output
     # What a recipe does not spell out can be set all the same, if the network has it.
-    assert "width_mult: 1.0" in call("train", "--show-config", "model.width_mult=1.0").stdout
+    assert "stem_bias: true" in call("train", "--show-config", "model.stem_bias=true").stdout
     assert "did you mean trunk?" in call("train", "--show-config", "model.trnk=compact", code=1).stderr
 
 

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 
 from lipprep.cli import main
 from lipprep.stages.shard.index import load_index
+from lipprep.train import evaluate as evaluating
 from lipprep.train.checkpoint import load_checkpoint
+from lipprep.train.config import load_recipe
 from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan, places
 from lipprep.train.evaluate import (
@@ -24,6 +26,7 @@ from lipprep.train.evaluate import (
     word_table,
 )
 from lipprep.train.loader import BatchLoader, ShardBatches
+from lipprep.train.loop import train
 from lipprep.train.models import build
 
 
@@ -170,6 +173,66 @@ def test_validation_of_training_and_evaluation_agree(trained_run, shards):
     results = evaluate(trained_run, shards=shards, split="val", device="cpu")
     assert results["top1"] == load_checkpoint(trained_run / "best.pt").best
     assert (trained_run / "evaluate-val" / "results.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def another_run(shards, tiny, tmp_path_factory):
+    """A run that has learnt less, and sees less of the clips."""
+    run = tmp_path_factory.mktemp("another") / "run"
+    config = load_recipe("compact", [*tiny, "epochs=2", "seed=5", "augment.crop_size=64", "model.head.channels=16"])
+    train(config, shards=shards, run=run, device="cpu")
+    return run
+
+
+def test_an_ensemble_answers_with_the_mean_probability_of_its_members(
+    trained_run, another_run, shards, tmp_path, monkeypatch
+):
+    seen, original = [], evaluating.classify
+
+    def spied(*args, **how):
+        logits, labels, keys = original(*args, **how)
+        seen.append((torch.from_numpy(logits).softmax(1).numpy(), how["options"].crop_size))
+        if len(seen) == 2:
+            labels[3] = -1  # as where one of them could not read a clip
+        return logits, labels, keys
+
+    monkeypatch.setattr(evaluating, "classify", spied)
+    results = evaluate(trained_run, another_run, shards=shards, out=tmp_path / "out", device="cpu")
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [crop for _, crop in seen] == [72, 64] and results["clips"] == 13
+    kept = np.arange(14) != 3
+    single, labels = [member[kept] for member, _ in seen], (np.arange(14) + 58)[kept] % 4
+    assert results["top1"] == top_k((single[0] + single[1]) / 2, labels, 1)
+    for run, own, member in zip((trained_run, another_run), single, results["members"], strict=True):
+        assert (member["checkpoint"], member["top1"]) == (str(run / "best.pt"), top_k(own, labels, 1))
+    words = (tmp_path / "out" / "words.csv").read_text().splitlines()
+    assert sum(int(line.split(",")[2]) for line in words[1:]) == round(13 * results["top1"])
+
+
+def test_an_ensemble_tells_of_each_member(trained_run, another_run, shards):
+    args = [
+        "evaluate",
+        str(trained_run),
+        str(another_run),
+        "--shards",
+        str(shards),
+        "--device",
+        "cpu",
+        "--split",
+        "val",
+    ]
+    out = CliRunner().invoke(main, args).output
+    assert f"{another_run / 'best.pt'}, step 12: top-1" in out and "ensemble of 2; split val, 4 words" in out
+    assert str(trained_run / "evaluate-val-ensemble" / "words.csv") in out
+
+
+def test_a_member_that_is_named_twice_or_has_other_words_is_refused(trained_run, make_shards, tiny, shards, tmp_path):
+    with pytest.raises(ValueError, match=r"best\.pt is named twice"):
+        evaluate(trained_run, trained_run / "best.pt", shards=shards, device="cpu")
+    other = make_shards(tmp_path / "s", splits={"train": [8]}, words=("a", "b"))
+    train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=other, run=tmp_path / "r", device="cpu")
+    with pytest.raises(ValueError, match=r"r/last\.pt: the checkpoint knows 2 words and the shards have 4"):
+        evaluate(trained_run, tmp_path / "r", shards=shards, device="cpu")
 
 
 @pytest.mark.parametrize(
