@@ -201,7 +201,10 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
             try:
                 config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
             except (OmegaConfBaseException, TypeError) as error:
-                raise ValueError(f"{override!r}: {str(error).splitlines()[0]}") from error
+                reason = str(error).splitlines()[0]
+                if "ListConfig" in reason:
+                    reason = f"{key} is a list, written as {key}=[A,B]"
+                raise ValueError(f"{override!r}: {reason}") from error
         return OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError) as error:
         raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error

@@ -53,7 +53,7 @@ def test_overrides_are_typed_and_dotted():
         ("distill_weight=0", "distill_weight is 0.0, it must be greater than 0"),
         ("distill_temperature=.inf", "distill_temperature is inf"),
         ("freeze=[[trunk]]", r"freeze=\[frontend3D,trunk\]"),
-        ("freeze=trunk", "freeze"),
+        ("freeze=trunk", r"freeze is a list, written as freeze=\[A,B\]"),
         ("halve_every=0", "halve_every is 0"),
         ("augment.scale=2", "scale is 2"),
         ("lr=.nan", "lr is nan"),
