@@ -213,7 +213,7 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
 
 
 def _fitting(model: Any, overrides: Sequence[str]) -> Any:
-    """A `model` less the options of its trunk and its head that others do not have, where overrides name such others."""
+    """A `model` less the options that another trunk or head, which `overrides` name, does not have."""
     wanted = OmegaConf.from_dotlist([text for text in overrides if text.startswith("model") and "=" in text])
     trunk, head = OmegaConf.select(wanted, "model.trunk"), OmegaConf.select(wanted, "model.head.name")
     if not isinstance(model, Mapping) or (trunk is None and head is None):
@@ -225,9 +225,8 @@ def _fitting(model: Any, overrides: Sequence[str]) -> Any:
             return dict(options)
         before, after = known[old][1], known[new][1]
         # Of one name and another form is `channels`: one number, or one for each of two layers.
-        foreign = {key for key in before if isinstance(before[key], tuple) != isinstance(after.get(key), tuple)}
-        foreign |= before.keys() - after.keys()
-        return {key: value for key, value in options.items() if key not in foreign}
+        common = {k for k in before.keys() & after if isinstance(before[k], tuple) == isinstance(after[k], tuple)}
+        return {key: value for key, value in options.items() if key in common or key not in before}
 
     model = kept(model, TRUNKS, model.get("trunk"), trunk)
     if isinstance(model.get("head"), Mapping):

@@ -1,14 +1,18 @@
 import pytest
+import torch
 
 from lipprep.train.config import DEFAULT_RECIPE, as_plain, config_from, load_recipe, recipes, save_config
-from lipprep.train.models import build
+from lipprep.train.device import new_model
+from lipprep.train.models import HEADS, TRUNKS, build
 
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_recipe_loads_and_builds(name):
     config = load_recipe(name)
     assert config.recipe == name
-    assert sum(p.numel() for p in build(config.model, num_classes=7).parameters()) > 1e5
+    with torch.device("meta"):
+        model = build({**config.model, "init": "torch"}, num_classes=7)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
 
 
 def test_the_recipes_that_are_promised_are_there():
@@ -29,6 +33,33 @@ def test_overrides_are_typed_and_dotted():
     assert (config.lr, config.augment.mixup, config.max_steps) == (1e-3, 0.2, 7)
     assert config.model["head"]["dropout"] == 0
     assert load_recipe("compact", ["max_steps=7", "max_steps=null"]).max_steps is None
+
+
+@pytest.mark.parametrize("name", [*TRUNKS, *HEADS])
+def test_another_trunk_or_head_needs_no_more_than_its_name(name):
+    changes = [f"model.trunk={name}"] if name in TRUNKS else []
+    changes += [f"model.head.name={name}"] if name in HEADS else []  # compact is both
+    for recipe in ("lrw_snv05x_tcn1x", "lrw_senet18_bigru"):
+        model = load_recipe(recipe, changes).model
+        with torch.device("meta"):
+            build({**model, "init": "torch"}, num_classes=7)
+        assert name in (model["trunk"], model["head"]["name"])
+        assert model["head"]["dropout"] == 0.2  # which all heads have
+
+
+def test_options_that_another_head_does_not_have_are_left_out_but_not_those_that_are_asked_for():
+    mstcn = load_recipe("lrw_resnet18_mstcn").model["head"]
+    assert load_recipe("lrw_resnet18_mstcn", ["model.head.name=mstcn"]).model["head"] == mstcn
+    model = load_recipe("lrw_resnet18_mstcn", ["model.head={name: bigru, hidden: 64}", "model.head.num_layers=2"]).model
+    assert model["head"] == {"name": "bigru", "hidden": 64, "num_layers": 2, "dropout": 0.2}
+    kernel = ["model.head.name=bigru", "model.head.kernel_size=3"]
+    width = ["model.trunk=compact", "model.width_mult=2.0"]
+    for changes in (kernel, kernel[::-1], width, width[::-1]):
+        with pytest.raises(ValueError, match=r"kernel_size|width_mult"):
+            new_model(load_recipe("lrw_snv05x_tcn1x", changes).model, num_classes=7)
+    for odd in ("model.head.name=[tcn]", "model.head.name=lstm", "model.trunk={a: 1}", "model.trunk=vgg"):
+        with pytest.raises(ValueError, match=r"model|unknown"):
+            new_model(load_recipe("compact", [odd]).model, num_classes=7)
 
 
 @pytest.mark.parametrize(
