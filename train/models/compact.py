@@ -8,7 +8,7 @@ with, in training up to the batch statistics, which are taken over valid frames 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lipprep.train.models.layers import activation, pack, unpack, valid_frames, valid_positions
+from lipprep.train.models.layers import Packing, activation
 from lipprep.train.models.stem import unfold_frames
 from lipprep.train.models.tcn import same_conv
 
@@ -29,10 +29,9 @@ class CompactStem(nn.Module):
 
     def forward(self, x_B1THW: Tensor, lengths_B: Tensor) -> Tensor:
         """-> (N, C, H / 8, W / 8) for the N valid frames."""
-        num_frames = x_B1THW.shape[2]
-        valid_BT11 = valid_frames(lengths_B, num_frames)[:, :, None, None]
-        x_BTHW = functional.avg_pool2d(x_B1THW[:, 0], 2) * valid_BT11
-        frames_NCHW = pack(unfold_frames(x_BTHW, 5), valid_positions(lengths_B, num_frames))
+        packing = Packing(lengths_B, x_B1THW.shape[2])
+        x_BTHW = functional.avg_pool2d(x_B1THW[:, 0], 2) * packing.valid_BT[:, :, None, None]
+        frames_NCHW = packing.pack(unfold_frames(x_BTHW, 5))
         # Pooling without overlap costs a CPU half as much, and the activation after it a quarter.
         return self.activation(functional.max_pool2d(self.norm(self.conv(frames_NCHW)), 2))
 
@@ -62,12 +61,10 @@ class CompactHead(nn.Module):
         self.output = nn.Linear(channels, num_classes)
 
     def forward(self, feat_BTC: Tensor, lengths_B: Tensor) -> Tensor:
-        batch_size, num_frames = feat_BTC.shape[:2]
-        positions_N = valid_positions(lengths_B, num_frames)
-        feat_NC = self.project(pack(feat_BTC, positions_N))
+        packing = Packing(lengths_B, feat_BTC.shape[1])
+        feat_NC = self.project(packing.pack(feat_BTC))
         for conv, norm, act in zip(self.convs, self.norms, self.activations, strict=True):
-            padded_BTC = unpack(feat_NC, positions_N, batch_size, num_frames)
-            out_NC = pack(conv(padded_BTC.mT).mT, positions_N)
+            out_NC = packing.pack(conv(packing.unpack(feat_NC).mT).mT)
             feat_NC = feat_NC + self.dropout(act(norm(out_NC)))
-        total_BC = unpack(feat_NC, positions_N, batch_size, num_frames).sum(1)
+        total_BC = packing.unpack(feat_NC).sum(1)
         return self.output(total_BC / lengths_B[:, None].to(total_BC.dtype))

@@ -46,17 +46,28 @@ def mean_over_valid(feat_BTC: Tensor, lengths_B: Tensor) -> Tensor:
     return (feat_BTC * valid_BT1).sum(1) / lengths_B[:, None].to(feat_BTC.dtype)
 
 
-def valid_positions(lengths_B: Tensor, num_frames: int) -> Tensor:
-    """(N,) int64: where the valid frames stand among all B * T."""
-    return valid_frames(lengths_B, num_frames).flatten().nonzero()[:, 0]
+class Packing:
+    """From frames as they stand, (B, T, ...), to the valid ones in one row, (N, ...), and back.
 
+    A traced network (torch.export) has no shapes that depend on what it reads: there the row holds all B * T frames,
+    and the way back leaves zeros in the padding all the same. In evaluation, where norms do not look at their batch,
+    that makes no difference.
+    """
 
-def pack(x_BT: Tensor, positions_N: Tensor) -> Tensor:
-    """(B, T, ...) -> (N, ...): the valid frames alone."""
-    return x_BT.flatten(0, 1).index_select(0, positions_N)
+    def __init__(self, lengths_B: Tensor, num_frames: int):
+        self.valid_BT = valid_frames(lengths_B, num_frames)
+        self._all = torch.compiler.is_exporting()
+        if not self._all:
+            self._positions_N = self.valid_BT.flatten().nonzero()[:, 0]
 
+    def pack(self, x_BT: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...): the valid frames alone."""
+        rows = x_BT.flatten(0, 1)
+        return rows if self._all else rows.index_select(0, self._positions_N)
 
-def unpack(feat_NC: Tensor, positions_N: Tensor, batch_size: int, num_frames: int) -> Tensor:
-    """(N, C) -> (B, T, C) with zeros in the padding; the inverse of `pack`."""
-    feat = feat_NC.new_zeros(batch_size * num_frames, feat_NC.shape[1])
-    return feat.index_copy(0, positions_N, feat_NC).unflatten(0, (batch_size, num_frames))
+    def unpack(self, feat_NC: Tensor) -> Tensor:
+        """(N, C) -> (B, T, C) with zeros in the padding; the inverse of `pack`."""
+        if self._all:
+            return feat_NC.unflatten(0, self.valid_BT.shape).masked_fill(~self.valid_BT[:, :, None], 0.0)
+        feat = feat_NC.new_zeros(self.valid_BT.numel(), feat_NC.shape[1])
+        return feat.index_copy(0, self._positions_N, feat_NC).unflatten(0, self.valid_BT.shape)

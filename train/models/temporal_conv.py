@@ -47,10 +47,14 @@ class TemporalConvHead(nn.Module):
 
     def forward(self, feat_BTC: Tensor, lengths_B: Tensor) -> Tensor:
         x_BCT = feat_BTC.mT
-        # A traced network serves all lengths: there the zeros are always added, and never counted.
-        if torch.compiler.is_exporting() or x_BCT.shape[2] < self.fewest:
+        # A traced network serves all lengths: there the zeros are always added, and never counted. Eight more of them
+        # leave two frames or more, for tracing takes what may be a single one to be always one.
+        if torch.compiler.is_exporting():
+            x_BCT = functional.pad(x_BCT, (0, self.fewest + 7))
+        elif x_BCT.shape[2] < self.fewest:
             x_BCT = functional.pad(x_BCT, (0, self.fewest - 1))
-        out = functional.max_pool1d(self.relu1(self.norm1(self.conv1(x_BCT))), 2)
+        # As pooling in two dimensions: that of one forgets in tracing that lengths differ.
+        out = functional.max_pool2d(self.relu1(self.norm1(self.conv1(x_BCT)))[:, :, None], (1, 2))[:, :, 0]
         out = self.relu2(self.norm2(self.conv2(out)))
         left_B = (((lengths_B - self.kernel_size) // 2 + 1) // 2 - self.kernel_size) // 2 + 1
         mean_BC = mean_over_valid(out.mT, left_B.clamp(min=1))
