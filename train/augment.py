@@ -7,14 +7,15 @@ host (as a loader gives them) and nothing here waits for the device.
 Letters of the shape suffixes: B clips, R of a global batch that are here, T frames, H and W pixels.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lipprep.train.boundary import boundary_vectors
+from lipprep.train.boundary import MIXED, boundary_vectors
 from lipprep.train.draws import AugmentOptions, Draws, check_size
 
 
@@ -26,7 +27,8 @@ class AugmentedBatch:
     lengths_B: Tensor  # int64, frames, on the device of x
     partner_B: Tensor | None  # int64, rows of the batch that was given, on the device of x; None without mixing
     share_B: Tensor  # float32, on the device of x
-    boundary_BT1: Tensor | None = None  # float32, 1 in the frames of the word, on the device of x
+    # By formula, (B, T, 1) float32: 1 in the frames of the word, on the device of x.
+    boundaries: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def train_batch(
@@ -37,8 +39,7 @@ def train_batch(
     rows: np.ndarray | None = None,
     wanted: int | None = None,
     frames: int | None = None,
-    words: np.ndarray | None = None,
-    mixes_words: bool = False,
+    words: Mapping[str, np.ndarray] | None = None,
 ) -> AugmentedBatch:
     """Do to a batch, `video_RTHW` uint8, what was drawn for it.
 
@@ -50,8 +51,9 @@ def train_batch(
     Of a part of a global batch, `rows` (R,) are its clips' numbers in there. The first `wanted` of them come out, the
     others are here as their partners.
 
-    `words` (R, 2) are the frames of the whole clips from the first of the word to the one after its last: they become
-    the boundary. Frames that cutmix brings keep theirs; mixup leaves each clip its own, or mixes them (`mixes_words`).
+    `words`, by formula (R, 2), are the frames of the whole clips from the first of the word to the one after its last:
+    they become the boundaries. Frames that cutmix brings keep theirs; mixup leaves each clip its own or mixes them, as
+    those who published the formula do.
 
     Raises ValueError if the frames are smaller than the crop.
     """
@@ -71,11 +73,11 @@ def train_batch(
     if mine.erased.any():
         _erase(x_RTHW, mine.erased)
     share_B = _to(mine.share[:wanted].astype(np.float32), x_RTHW)
-    boundary_RT1 = None
-    if words is not None:
-        inside = np.clip(words - mine.starts[:, None], 0, lengths[:, None])
-        boundary_RT1 = _to(boundary_vectors(inside, frames), x_RTHW)
-    own = None if boundary_RT1 is None else boundary_RT1[:wanted]
+    known = {}
+    for formula, frames_R2 in (words or {}).items():
+        inside_R2 = np.clip(frames_R2 - mine.starts[:, None], 0, lengths[:, None])
+        known[formula] = _to(boundary_vectors(inside_R2, frames), x_RTHW)
+    own = {formula: boundary_RT1[:wanted] for formula, boundary_RT1 in known.items()}
     if mine.partner is None:
         return AugmentedBatch(x_RTHW[:wanted, None], _to(lengths[:wanted], x_RTHW), None, share_B, own)
     places = np.full(len(draws.lengths), -1)
@@ -84,12 +86,11 @@ def train_batch(
     assert (partner >= 0).all()
     at = _to(partner, x_RTHW)
     if draws.lam == 1:
-        if boundary_RT1 is not None:
-            own = _splice(boundary_RT1, partner, mine)
+        own = {formula: _splice(boundary_RT1, partner, mine) for formula, boundary_RT1 in known.items()}
         x_BTHW = _splice(x_RTHW, partner, mine)
         return AugmentedBatch(x_BTHW[:, None], _to(lengths[:wanted], x_RTHW), at, share_B, own)
-    if own is not None and mixes_words:
-        own = own.lerp(boundary_RT1[at], 1 - draws.lam)
+    for formula in MIXED & set(own):
+        own[formula] = own[formula].lerp(known[formula][at], 1 - draws.lam)
     x_BTHW = x_RTHW[:wanted].lerp(x_RTHW[at], 1 - draws.lam)
     longer = _to(np.maximum(lengths[:wanted], lengths[partner]), x_RTHW)
     return AugmentedBatch(x_BTHW[:, None], longer, at, share_B, own)

@@ -6,6 +6,8 @@ Published results that know them are better by two to four points (Stafylakis et
 Letters of the shape suffixes: B clips, T frames.
 """
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ def _vipl(lengths_B: np.ndarray, half_B: np.ndarray, times_B2: np.ndarray, fps: 
 
 def _times(lengths_B: np.ndarray, half_B: np.ndarray, times_B2: np.ndarray, fps: float) -> np.ndarray:
     starts_B, stops_B = times_B2.T * fps
-    return np.stack([np.floor(starts_B), np.ceil(stops_B)], axis=1).astype(np.int64)
+    # A word that ends with a frame may end a rounding error after it: 0.28 seconds are 7.000000000000001 frames.
+    return np.stack([np.floor(starts_B + 1e-6), np.ceil(stops_B - 1e-6)], axis=1).astype(np.int64)
 
 
 # mpc001's and VIPL's take the word to stand in the middle of its clip, as LRW has it, and know its duration alone:
@@ -49,6 +52,12 @@ def word_frames(
     times_B2 = np.clip(np.where(known_B[:, None], times_B2, 0.0), 0, limit)
     frames_B2 = FORMULAS[formula](lengths_B, durations_B / 2 * fps, times_B2, fps)
     return np.where(known_B[:, None], np.clip(frames_B2, 0, lengths_B[:, None]), 0)
+
+
+def words_of(batch: Mapping, formulas: Iterable[str], *, fps: float) -> dict[str, np.ndarray]:
+    """By formula, the frames (B, 2) of the words of a batch as `lipprep.train.loader` reads it."""
+    durations, times = (batch[name].numpy() for name in ("durations", "times"))
+    return {formula: word_frames(formula, batch["lengths"].numpy(), durations, times, fps=fps) for formula in formulas}
 
 
 def boundary_vectors(frames_B2: np.ndarray, num_frames: int) -> Tensor:

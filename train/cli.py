@@ -267,10 +267,19 @@ def evaluate(
         what = f"ensemble of {len(runs)}"
         for member in results["members"]:
             top1 = _percent(member["top1"], member["top1_interval95"])
+            if "without_boundary" in member:
+                top1 += f", word boundaries untold {_percent(member['without_boundary']['top1'])}"
             click.echo(f"{member['checkpoint']}, step {member['step']}: top-1 {top1}")
     click.echo(f"{what}; split {split}, {results['words']} words")
     click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
     click.echo(f"top-5 {_percent(results['top5'])}")
+    if "without_boundary" in results:
+        untold, known = results["without_boundary"], results["boundaries_known"]
+        click.echo(
+            f"these with word boundaries, known for {known} of {results['clips']} clips; without, as in the wild:"
+        )
+        click.echo(f"top-1 {_percent(untold['top1'], untold['top1_interval95'])}")
+        click.echo(f"top-5 {_percent(untold['top5'])}")
     if results["damaged"]:
         click.echo(f"{results['damaged']} clips are damaged, and not counted")
     if missing := results["not_in_shards"]:

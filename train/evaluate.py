@@ -6,6 +6,7 @@ Shapes: N clips, C words (classes), T frames, S side of a crop in pixels.
 import csv
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable, read_text
 from lipprep.train.augment import eval_batch
+from lipprep.train.boundary import boundary_vectors, words_of
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import Config, config_from
@@ -35,21 +37,42 @@ from lipprep.train.watch import Skipped
 Z95 = 1.959964  # the two-sided 95 % point of the normal distribution
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of clips: logits (N, C) float32, beside the clips' labels (N,) int64 and keys.
+
+    Of a model that is told word boundaries, `untold` (N, C) is what it says where it is not, else None; `told` (N,)
+    bool are the clips whose boundary is known.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    keys: list[str]
+    untold: np.ndarray | None
+    told: np.ndarray
+
+
 def classify(
     model: torch.nn.Module,
     loader: Iterable[dict],
     *,
     options: AugmentOptions,
+    fps: float,
     device: torch.device,
     precision: str,
     bar: bool = True,
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The model's answer to each clip once: logits (N, C) float32, labels (N,) int64, and the clips' keys.
+) -> Answers:
+    """The model's answer to each clip once; `fps` is that of the clips.
 
     A network that sees the padding gets the clips of each length by themselves, without any, so that a clip's
     answer does not depend on what it is batched with.
     """
-    logits, labels, keys = [], [], []
+    logits, untold, told, labels, keys = [], [], [], [], []
+    formulas = {model.boundary} - {None}
+
+    def to(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=device.type == "cuda")
+
     model.eval()
     with torch.inference_mode():
         silent = None if bar else True  # None: where it is no terminal
@@ -58,17 +81,31 @@ def classify(
             rows = [torch.arange(len(lengths_B))]
             if not model.ignores_padding:
                 rows = [(lengths_B == length).nonzero()[:, 0] for length in lengths_B.unique()]
+            words = words_of(batch, formulas, fps=fps)
             parts = []
             for rows_b in rows:
                 lengths_b = lengths_B[rows_b]
-                video_bTSS = batch["video"][rows_b, : lengths_b.max()].to(device, non_blocking=device.type == "cuda")
-                x_b1TSS = eval_batch(video_bTSS, lengths_b, options)
+                video_bTSS = to(batch["video"][rows_b, : lengths_b.max()])
+                x_b1TSS, at_b = eval_batch(video_bTSS, lengths_b, options), to(lengths_b)
                 with reading(device, precision):
-                    parts.append(model(x_b1TSS, lengths_b.to(device, non_blocking=device.type == "cuda")).float())
-            logits.append(torch.cat(parts)[torch.cat(rows).argsort().to(device, non_blocking=device.type == "cuda")])
+                    feat_bTC = model.extract_features(x_b1TSS, at_b)
+                    ways = [to(boundary_vectors(w[rows_b.numpy()], feat_bTC.shape[1])) for w in words.values()]
+                    parts.append([model.read_features(feat_bTC, at_b, b).float() for b in (*ways, None)])
+            order = to(torch.cat(rows).argsort())
+            answers = [torch.cat(part)[order] for part in zip(*parts, strict=True)]
+            logits.append(answers[0])
+            untold.append(answers[-1])
+            told += [frames_B2[:, 0] < frames_B2[:, 1] for frames_B2 in words.values()]
             labels.append(batch["labels"])
             keys += batch["keys"]
-    return torch.cat(logits).cpu().numpy(), torch.cat(labels).numpy(), keys
+    labels_N = torch.cat(labels).numpy()
+    return Answers(
+        torch.cat(logits).cpu().numpy(),
+        labels_N,
+        keys,
+        torch.cat(untold).cpu().numpy() if formulas else None,
+        np.concatenate(told) if formulas else np.zeros(len(labels_N), bool),
+    )
 
 
 def top_k(logits_NC: np.ndarray, labels_N: np.ndarray, k: int) -> float:
@@ -177,16 +214,15 @@ def evaluate(
     skipped = Skipped(sum(batches.counts))
     answers = [member.answers(batches, split, skipped, device=where, batch_size=batch_size) for member in members]
     # What one of them could not read is left out of all.
-    whole_N = np.all([labels_N >= 0 for _, labels_N in answers], axis=0)
-    labels_N = answers[0][1][whole_N]
-    answers = [logits_NC[whole_N] for logits_NC, _ in answers]
-    logits_NC = answers[0] if len(members) == 1 else mean_probability(answers)
+    answers = _whole(answers)
+    labels_N = answers[0].labels
+    logits_NC = together([own.logits for own in answers])
 
     confusion_CC = np.zeros((len(index.labels),) * 2, np.int64)  # rows: the word, columns: the answer
     np.add.at(confusion_CC, (labels_N, np.argmax(logits_NC, axis=1)), 1)
     if others:
         folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}-ensemble"
-        figures = [_figures(own_NC, labels_N) for own_NC in answers]
+        figures = [_figures([own]) for own in answers]
         about = {"members": [member.about() | own for member, own in zip(members, figures, strict=True)]}
     else:
         folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}"
@@ -197,7 +233,7 @@ def evaluate(
         "split": split,
         "words": len(index.labels),
         "clips": len(labels_N),
-        **_figures(logits_NC, labels_N),
+        **_figures(answers),
         "damaged": len(skipped.places),
         "not_in_shards": dict(index.failures.get(split, {})),
     }
@@ -240,29 +276,56 @@ class _Member:
 
     def answers(
         self, batches: ShardBatches, split: str, skipped: Skipped, *, device: torch.device, batch_size: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (N, C) and labels (N,) of all clips, the label -1 where a clip is damaged."""
+    ) -> Answers:
+        """The answers to all clips, the label -1 where one is damaged."""
         size, workers = batch_size or self.config.batch_size, self.config.workers
         plan = evaluation_plan(places(batches.counts), batch_size=size)
         workers = default_workers(device) if workers is None else workers
         loader = BatchLoader(batches, plan, workers=workers, pin_memory=device.type == "cuda")
-        how = {"options": self.config.augment, "device": device, "precision": self.config.precision}
+        how = {"options": self.config.augment, "fps": self.checkpoint.fps, "precision": self.config.precision}
         with explained(f"lower --batch-size (it is {size}), or use --device cpu"):
-            return classify(load_model(self.checkpoint, device), skipped.noted(split, loader), **how)[:2]
+            model = load_model(self.checkpoint, device)
+            return classify(model, skipped.noted(split, loader), device=device, **how)
 
 
-def mean_probability(members: Sequence[np.ndarray]) -> np.ndarray:
-    """What an ensemble answers: the mean of the softmax of its members' logits, (N, C) each."""
+def together(members: Sequence[np.ndarray]) -> np.ndarray:
+    """What an ensemble answers: the mean of the softmax of its members' logits, (N, C) each; one answers as it does."""
+    if len(members) == 1:
+        return members[0]
     return np.mean([torch.from_numpy(logits_NC).double().softmax(1).numpy() for logits_NC in members], axis=0)
 
 
-def _figures(scores_NC: np.ndarray, labels_N: np.ndarray) -> dict:
-    correct = int((np.argmax(scores_NC, axis=1) == labels_N).sum())
-    return {
-        "top1": correct / len(labels_N),
-        "top1_interval95": list(wilson(correct, len(labels_N))),
-        "top5": top_k(scores_NC, labels_N, 5),
-    }
+def _whole(members: Sequence[Answers]) -> list[Answers]:
+    """The answers to the clips that every member could read."""
+    whole_N = np.all([own.labels >= 0 for own in members], axis=0)
+    keys = list(itertools.compress(members[0].keys, whole_N))
+    return [
+        Answers(
+            own.logits[whole_N],
+            own.labels[whole_N],
+            keys,
+            None if own.untold is None else own.untold[whole_N],
+            own.told[whole_N],
+        )
+        for own in members
+    ]
+
+
+def _figures(members: Sequence[Answers]) -> dict:
+    """Accuracies of members together; where one is told word boundaries, those without them apart."""
+    labels_N = members[0].labels
+
+    def of(scores_NC: np.ndarray) -> dict:
+        correct = int((np.argmax(scores_NC, axis=1) == labels_N).sum())
+        interval = list(wilson(correct, len(labels_N)))
+        return {"top1": correct / len(labels_N), "top1_interval95": interval, "top5": top_k(scores_NC, labels_N, 5)}
+
+    figures = of(together([own.logits for own in members]))
+    if all(own.untold is None for own in members):
+        return figures
+    untold = together([own.logits if own.untold is None else own.untold for own in members])
+    told = int(np.any([own.told for own in members], axis=0).sum())
+    return {**figures, "boundaries_known": told, "without_boundary": of(untold)}
 
 
 def word_table(confusion_CC: np.ndarray, labels: Sequence[str]) -> list[list]:

@@ -43,7 +43,7 @@ _SAFE_PATH = "PYTHONSAFEPATH"  # see python --help-env
 _READERS: weakref.WeakSet = weakref.WeakSet()  # processes that this one has started
 _TRIES = 16  # neighbours of a damaged clip
 _SECONDS = ("duration", "word_start", "word_end")  # of a sample
-_MAX_SECONDS = float(np.finfo(np.float32).max)
+_MAX_SECONDS = 1e30
 
 
 class ShardBatches:
@@ -51,7 +51,7 @@ class ShardBatches:
 
     A batch is a dictionary of `video` (B, T, S, S) uint8, zero behind a clip's end, `lengths` (B,) int64 in
     frames, `labels` (B,) int64, `durations` (B,) and `times` (B, 2), the word's start and end from the clip's first
-    frame, float32 in seconds, NaN where unknown, `keys`, a list, and `damaged`, a dictionary of rows: the place of a
+    frame, float64 in seconds, NaN where unknown, `keys`, a list, and `damaged`, a dictionary of rows: the place of a
     clip that cannot be read, and why. With `skip_damaged` the next clip of its shard that can be read stands in for
     such a one, which is the same whoever reads it.
     """
@@ -144,7 +144,7 @@ class ShardBatches:
             raise ValueError(f"{len(found)} samples were found of {count}")
         for row, length in zip(video_BTSS, lengths, strict=True):
             row[length:] = 0
-        seconds = np.array([[sample[name] for name in _SECONDS] for sample in found], np.float32)  # None becomes NaN
+        seconds = np.array([[sample[name] for name in _SECONDS] for sample in found], np.float64)  # None becomes NaN
         return {
             "video": video_BTSS,
             "lengths": np.array(lengths, np.int64),

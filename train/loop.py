@@ -178,6 +178,8 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
             writing.evaluation(work.done, "val", epoch=epoch, **figures)
             if ranks.main:
                 accuracy = f"val top-1 {100 * figures['top1']:.1f} %"
+                if "top1_without_boundary" in figures:
+                    accuracy += f", word boundaries untold {100 * figures['top1_without_boundary']:.1f} %"
                 tqdm.write(f"epoch {epoch}/{-(-total // per_epoch)}  val loss {figures['loss']:.3f}  {accuracy}")
 
         batches = read("train", loader)
@@ -255,19 +257,24 @@ def _check_alike(work: Work) -> None:
 
 
 def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
-    config = work.config
-    logits_nC, labels_n, _ = classify(
-        work.reader, loader, options=config.augment, device=work.device, precision=config.precision, bar=ranks.main
-    )
-    # Row i of rank r is of sample world * i + r; those beyond the last sample are repeated ones.
-    count, C = len(work.to_validate()), logits_nC.shape[1]
-    logits_NC = ranks.gather(logits_nC).reshape(ranks.world, -1, C).swapaxes(0, 1).reshape(-1, C)[:count]
-    labels_N = ranks.gather(labels_n).reshape(ranks.world, -1).T.ravel()[:count]
+    config, count = work.config, len(work.to_validate())
+    how = {"options": config.augment, "fps": work.index.fps, "precision": config.precision}
+    answers = classify(work.reader, loader, device=work.device, bar=ranks.main, **how)
+
+    def of_all(values_n: np.ndarray) -> np.ndarray:
+        # Row i of rank r is of sample world * i + r; those beyond the last sample are repeated ones.
+        values = ranks.gather(values_n).reshape(ranks.world, -1, *values_n.shape[1:])
+        return values.swapaxes(0, 1).reshape(-1, *values_n.shape[1:])[:count]
+
+    labels_N = of_all(answers.labels)
     whole_N = labels_N >= 0
-    logits_NC, labels_N = logits_NC[whole_N], labels_N[whole_N]
+    logits_NC, labels_N = of_all(answers.logits)[whole_N], labels_N[whole_N]
     negative = functional.nll_loss if work.model.normalised else functional.cross_entropy
     loss = negative(torch.from_numpy(logits_NC), torch.from_numpy(labels_N))
-    return {"loss": loss.item(), "top1": top_k(logits_NC, labels_N, 1), "top5": top_k(logits_NC, labels_N, 5)}
+    figures = {"loss": loss.item(), "top1": top_k(logits_NC, labels_N, 1), "top5": top_k(logits_NC, labels_N, 5)}
+    if answers.untold is not None:
+        figures["top1_without_boundary"] = top_k(of_all(answers.untold)[whole_N], labels_N, 1)
+    return figures
 
 
 def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, last: dict) -> dict:

@@ -17,7 +17,7 @@ from lipprep.stages.landmarks import Detector, load_detector, track
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.video import probe, read_frames
 from lipprep.train.augment import eval_batch
-from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
+from lipprep.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
@@ -75,7 +75,11 @@ def load_reader(run: Path, *, device: str = "auto") -> Reader:
     Raises ValueError where there is none, or it does not say which mean face its clips were aligned to.
     """
     path = find_checkpoint(run)
-    checkpoint = load_checkpoint(path)
+    return reader_of(load_checkpoint(path), path, device=device)
+
+
+def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
+    """The reader of a checkpoint that was read from `path`; what it raises is what `load_reader` does."""
     parameters = checkpoint.parameters
     config = config_from(checkpoint.config)
     where = choose_device(device)
@@ -99,6 +103,11 @@ def load_reader(run: Path, *, device: str = "auto") -> Reader:
         )
     with explained(_LESS):
         model = load_model(checkpoint, where)
+    if model.boundary is not None:
+        warn(
+            "the model was trained to be told where a word begins and ends, which of a video is not known: its accuracy "
+            "is the one that `lipprep evaluate` gives without word boundaries"
+        )
     return Reader(
         model=model,
         labels=checkpoint.labels,

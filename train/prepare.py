@@ -157,9 +157,8 @@ def prepare(
         )
     elif config.box is not None and list(index.parameters.get("box") or []) != config.box and ranks.main:
         warn(
-            f"recipe {config.recipe} is meant for crops of the box {','.join(map(str, config.box))}, these shards are of "
-            f"{','.join(map(str, index.parameters.get('box') or ['another']))}: published weights and figures do not "
-            "carry over"
+            f"recipe {config.recipe} is meant for crops of the box {config.box}, these shards are of "
+            f"{index.parameters.get('box') or 'another'}: published weights and figures do not carry over"
         )
 
     if config.sync_batchnorm and ranks.world == 1 and ranks.main:

@@ -76,6 +76,7 @@ def rehearse(
                 work.reader,
                 BatchLoader(work.val, plan, workers=0, pin_memory=False),
                 options=config.augment,
+                fps=work.index.fps,
                 device=work.device,
                 precision=config.precision,
             )

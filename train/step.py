@@ -13,6 +13,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from lipprep.train.augment import AugmentedBatch, correct, cross_entropy, train_batch
+from lipprep.train.boundary import words_of
 from lipprep.train.config import Config
 from lipprep.train.device import autocast
 from lipprep.train.distill import distillation
@@ -79,6 +80,8 @@ class Step:
         self._scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
         self._average = average
         self._teacher = teacher
+        self._taught_boundary = None if teacher is None else teacher.boundary
+        self._formulas = {model.boundary, self._taught_boundary} - {None}
         self._own = rank_rows(clips, rank=ranks.rank, world=ranks.world)
         self._network = model
         self.clock: Clock | None = None  # to be told where the time goes
@@ -114,6 +117,7 @@ class Step:
         known = np.stack([batch["lengths"].numpy(), batch["durations"].numpy()], axis=1, dtype=np.float64)
         lengths_B, durations_B = self._ranks.gather(known[: len(own)]).T
         draws = draw(lengths_B.astype(np.int64), durations_B, options, size=self._size, fps=self._fps, seed=seed)
+        words_R = words_of(batch, self._formulas, fps=self._fps)
         self._mark("augment")
         # Without waiting on CUDA alone: there the loader has copied the clips out of the memory that it uses again.
         video_RTSS = batch["video"].to(self._device, non_blocking=self._device.type == "cuda")
@@ -134,26 +138,28 @@ class Step:
             number = self._ranks.rank * config.accumulate + turn
             torch.manual_seed(_seed(*seed) if whole else _seed(*seed, number))  # dropout
             needed = mine if draws.partner is None else np.concatenate([mine, np.setdiff1d(draws.partner[mine], mine)])
-            video, labels = video_RTSS, labels_R
+            video, labels, words = video_RTSS, labels_R, words_R
             if not np.array_equal(needed, rows):
                 order = np.argsort(rows)
-                here = torch.from_numpy(order[np.searchsorted(rows, needed, sorter=order)])
-                here = here.to(self._device, non_blocking=self._device.type == "cuda")
+                places = order[np.searchsorted(rows, needed, sorter=order)]
+                here = torch.from_numpy(places).to(self._device, non_blocking=self._device.type == "cuda")
                 video, labels = video_RTSS[here], labels_R[here]
-            augmented = train_batch(video, draws, options, rows=needed, wanted=len(mine), frames=frames)
+                words = {formula: frames_R2[places] for formula, frames_R2 in words_R.items()}
+            how = {"rows": needed, "wanted": len(mine), "frames": frames}
+            augmented = train_batch(video, draws, options, words=words, **how)
             if self.show is not None:
                 self.show(augmented, labels)
                 self.show = None
             self._mark("augment")
             quiet = contextlib.nullcontext() if last or self._ranks.world == 1 else self._network.no_sync()
             with quiet:
-                logits_BC = self._answers(self._network, augmented)
+                logits_BC = self._answers(self._network, augmented, self.model.boundary)
                 normalised = self.model.normalised
                 loss = cross_entropy(logits_BC, labels, augmented, config.label_smoothing, normalised=normalised)
                 figures = [correct(logits_BC.detach(), labels, augmented)]
                 if self._teacher is not None:
                     with torch.no_grad():
-                        taught_BC = self._answers(self._teacher, augmented)
+                        taught_BC = self._answers(self._teacher, augmented, self._taught_boundary)
                     distill = distillation(logits_BC, taught_BC, temperature=config.distill_temperature)
                     figures.append(config.distill_weight * distill.detach())
                     loss = loss + config.distill_weight * distill
@@ -171,10 +177,10 @@ class Step:
         self._mark("optimizer")
         return told
 
-    def _answers(self, network: torch.nn.Module, batch: AugmentedBatch) -> torch.Tensor:
-        """What a network says to a slice, logits (B, C) float32."""
+    def _answers(self, network: torch.nn.Module, batch: AugmentedBatch, boundary: str | None) -> torch.Tensor:
+        """What a network says to a slice, logits (B, C) float32; `boundary` is the formula of what it is told."""
         with autocast(self._device, self._config.resolved["precision"]):
-            return network(batch.x_B1THW, batch.lengths_B).float()
+            return network(batch.x_B1THW, batch.lengths_B, batch.boundaries.get(boundary)).float()
 
     def _options(self, step: int) -> AugmentOptions:
         augment = self._config.augment

@@ -400,3 +400,28 @@ def test_what_was_read_right_is_counted_as_it_is_mixed():
     mixed = AugmentedBatch(torch.empty(0), torch.empty(0), torch.tensor([1, 2, 3, 0]), torch.tensor([0.9, 0.6, 0.7, 0]))
     # The first is read as its own and its partner's word, the second as its partner's, the last as none of both.
     assert correct(logits, labels, mixed).item() == pytest.approx((1 + 0.4 + 0.7 + 0) / 4)
+
+
+@pytest.mark.parametrize("formula", ["mpc001", "vipl", "times"])
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=lambda mixing: next(iter(mixing), "none"))
+def test_boundaries_go_where_the_frames_of_the_words_go(formula, mixing):
+    # White where the word is: what comes out is the boundary itself, where pixels and boundaries are mixed alike.
+    lengths = np.array([12, 9, 12, 7, 10, 12])
+    words = np.array([[3, 7], [0, 2], [5, 12], [6, 7], [0, 0], [2, 9]])
+    places = np.arange(12)
+    white = (places >= words[:, :1]) & (places < words[:, 1:])
+    video = torch.from_numpy(np.where(white, 255, 0).astype(np.uint8))[:, :, None, None]
+    options = plain(1, std=1.0, variable_length=True, **mixing)
+    shortened = False
+    for seed in range(20):
+        draws = drawn(video, options, lengths=lengths, durations=0.08, seed=seed)
+        out = train_batch(video, draws, options, words={formula: words})
+        boundary = out.boundaries[formula]
+        assert boundary.shape == (6, out.x_B1THW.shape[2], 1) and boundary.dtype == torch.float32
+        pixels = out.x_B1THW[:, 0, :, 0, 0]
+        shortened |= bool((draws.starts > 0).any())
+        if "mixup" in mixing and formula != "vipl":  # each clip keeps its own
+            alone = dataclasses.replace(draws, partner=None)
+            pixels = train_batch(video, alone, options).x_B1THW[:, 0, :, 0, 0]
+        torch.testing.assert_close(boundary[:, :, 0], pixels)
+    assert shortened

@@ -79,15 +79,20 @@ def test_within_a_group_only_its_words_are_answers():
 
 
 class Brightness(torch.nn.Module):
-    """Answers with the word whose number is nearest to the clip's mean brightness, in tens."""
+    """Answers with the word whose number is nearest to the clip's mean brightness, in tens; told a word's frames, with
+    their number."""
 
-    def __init__(self, ignores_padding):
+    def __init__(self, ignores_padding, boundary=None):
         super().__init__()
-        self.ignores_padding = ignores_padding
+        self.ignores_padding, self.boundary = ignores_padding, boundary
 
-    def forward(self, x_B1THW, lengths_B):
-        mean_B = x_B1THW.sum((1, 2, 3, 4)) / lengths_B / x_B1THW.shape[3] ** 2
-        gray_B = (mean_B * 0.165 + 0.421) * 255
+    def extract_features(self, x_B1THW, lengths_B):
+        return x_B1THW.sum((1, 3, 4))[:, :, None] / x_B1THW.shape[3] ** 2
+
+    def read_features(self, feat_BTC, lengths_B, boundary_BT1):
+        gray_B = (feat_BTC.sum((1, 2)) / lengths_B * 0.165 + 0.421) * 255
+        if boundary_BT1 is not None:
+            gray_B = 10 * boundary_BT1.sum((1, 2))
         return -(gray_B[:, None] / 10 - torch.arange(5)).abs()
 
 
@@ -98,14 +103,23 @@ def test_every_clip_is_classified_once_whatever_it_is_padded_with(ignores_paddin
     for row, level, length in zip(video, levels, lengths, strict=True):
         row[:length] = level
     batch = {"video": video, "lengths": torch.tensor(lengths), "labels": torch.tensor([0, 4, 2, 1, 1])}
+    batch |= {"durations": torch.full((5,), torch.nan), "times": torch.full((5, 2), torch.nan)}
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 3), slice(3, 5))]
     halves[0]["keys"], halves[1]["keys"] = ["a", "b", "c"], ["d", "e"]
-    logits, labels, keys = classify(
-        Brightness(ignores_padding), halves, options=AugmentOptions(), device=torch.device("cpu"), precision="fp32"
-    )
-    assert logits.argmax(1).tolist() == [0, 4, 2, 1, 3]
-    assert keys == list("abcde")
-    assert top_k(logits, labels, 1) == 0.8
+    how = {"options": AugmentOptions(), "fps": 25, "device": torch.device("cpu"), "precision": "fp32"}
+    answers = classify(Brightness(ignores_padding), halves, **how)
+    assert answers.logits.argmax(1).tolist() == [0, 4, 2, 1, 3]
+    assert answers.keys == list("abcde")
+    assert top_k(answers.logits, answers.labels, 1) == 0.8
+    assert answers.untold is None and not answers.told.any()
+    # Of the same clips, what is said with the words' frames and without them.
+    times = torch.tensor([[0.0, 0.04], [0.0, 0.16], [0.0, torch.nan], [0.04, 0.12], [0.04, 0.12]])
+    for part, half in zip((slice(0, 3), slice(3, 5)), halves, strict=True):
+        half["times"] = times[part]
+    told = classify(Brightness(ignores_padding, "times"), halves, **how)
+    assert told.told.tolist() == [True, True, False, True, True]
+    assert told.logits.argmax(1).tolist() == [1, 4, 0, 2, 2]
+    np.testing.assert_array_equal(told.untold, answers.logits)
 
 
 @pytest.mark.parametrize(("trunk", "head"), [("compact", "tcn"), ("shufflenetv2", "tcn"), ("compact", "compact")])
@@ -121,8 +135,8 @@ def test_answers_do_not_depend_on_the_batch(trunk, head, shards):
     def logits(batch_size: int) -> np.ndarray:
         plan = evaluation_plan(places(batches.counts), batch_size=batch_size)
         loader = BatchLoader(batches, plan, workers=0, pin_memory=False)
-        where = {"device": torch.device("cpu"), "precision": "fp32"}
-        return classify(model, loader, options=AugmentOptions(crop_size=48), **where)[0]
+        how = {"fps": 25, "device": torch.device("cpu"), "precision": "fp32"}
+        return classify(model, loader, options=AugmentOptions(crop_size=48), **how).logits
 
     alone = logits(1)
     assert alone.std() > 0.1
@@ -190,11 +204,11 @@ def test_an_ensemble_answers_with_the_mean_probability_of_its_members(
     seen, original = [], evaluating.classify
 
     def spied(*args, **how):
-        logits, labels, keys = original(*args, **how)
-        seen.append((torch.from_numpy(logits).softmax(1).numpy(), how["options"].crop_size))
+        answers = original(*args, **how)
+        seen.append((torch.from_numpy(answers.logits).softmax(1).numpy(), how["options"].crop_size))
         if len(seen) == 2:
-            labels[3] = -1  # as where one of them could not read a clip
-        return logits, labels, keys
+            answers.labels[3] = -1  # as where one of them could not read a clip
+        return answers
 
     monkeypatch.setattr(evaluating, "classify", spied)
     results = evaluate(trained_run, another_run, shards=shards, out=tmp_path / "out", device="cpu")
@@ -233,6 +247,20 @@ def test_a_member_that_is_named_twice_or_has_other_words_is_refused(trained_run,
     train(load_recipe("compact", [*tiny, "max_steps=1"]), shards=other, run=tmp_path / "r", device="cpu")
     with pytest.raises(ValueError, match=r"r/last\.pt: the checkpoint knows 2 words and the shards have 4"):
         evaluate(trained_run, tmp_path / "r", shards=shards, device="cpu")
+
+
+def test_accuracy_with_and_without_word_boundaries_is_told_apart(shards, tiny, trained_run, tmp_path):
+    run = tmp_path / "run"
+    train(load_recipe("compact", [*tiny, "max_steps=2", "model.boundary=vipl"]), shards=shards, run=run, device="cpu")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["top1_without_boundary"] <= 1 for row in rows if "split" in row)
+    args = ["evaluate", str(run), "--shards", str(shards), "--device", "cpu"]
+    output = CliRunner().invoke(main, args).output
+    results = json.loads((run / "evaluate-test" / "results.json").read_text())
+    assert "known for 5 of 14 clips; without, as in the wild" in output  # of every third clip the duration is known
+    assert results["boundaries_known"] == 5 and set(results["without_boundary"]) == {"top1", "top1_interval95", "top5"}
+    both = evaluate(run, trained_run, shards=shards, out=tmp_path / "both", device="cpu")
+    assert "without_boundary" in both and ["without_boundary" in member for member in both["members"]] == [True, False]
 
 
 @pytest.mark.parametrize(

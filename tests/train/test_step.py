@@ -45,6 +45,7 @@ def batch(seed=0) -> dict:
         "lengths": torch.full((8,), 5),
         "labels": torch.arange(8) % 4,
         "durations": torch.full((8,), float("nan")),
+        "times": torch.full((8, 2), float("nan")),
         "keys": [str(n) for n in range(8)],
     }
 
@@ -252,13 +253,13 @@ def test_gradients_go_through_a_frozen_part_to_what_is_before_it(shards, tiny, t
 
 
 def test_what_is_normalised_already_is_trained_and_validated_on_as_it_is(shards, tiny, tmp_path, monkeypatch):
-    seen, original = [], LipReader.forward
+    seen, original = [], LipReader.read_features
 
     def spied(*args):
         seen.append(original(*args).log_softmax(1) / 2)  # no sum of them is 1
         return seen[-1]
 
-    monkeypatch.setattr(LipReader, "forward", spied)
+    monkeypatch.setattr(LipReader, "read_features", spied)
     monkeypatch.setattr(LipReader, "normalised", True)
     nll = torch.nn.functional.nll_loss
     _, step = made(tiny, "label_smoothing=0")
