@@ -20,12 +20,11 @@ def test_the_formulas_are_the_published_ones(seconds, mpc001, vipl):
 
 
 def test_times_are_where_the_word_stands():
-    frames = word_frames(
-        "times", np.array([29, 29]), np.array([0.3, 0.3]), np.array([[0.1, 0.38], [np.nan] * 2]), fps=25
-    )
-    assert frames.tolist() == [[2, 10], [0, 0]]
+    times = np.array([[0.1, 0.38], [np.nan] * 2, [0.12, 0.28]])
+    frames = word_frames("times", np.array([29, 29, 9]), np.full(3, 0.3), times, fps=25)
+    assert frames.tolist() == [[2, 10], [0, 0], [3, 7]]
     vectors = boundary_vectors(frames, 12)
-    assert vectors.dtype == torch.float32 and vectors.shape == (2, 12, 1)
+    assert vectors.dtype == torch.float32 and vectors.shape == (3, 12, 1)
     assert vectors[0, :, 0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0] and not vectors[1].any()
 
 
