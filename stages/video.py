@@ -323,7 +323,8 @@ def _check_length(path: Path, total: int, held: int, fps: float) -> None:
         what = f"shows one frame for {held / fps:.0f} s"
     else:
         return
-    raise ClipFailure("too_long", f"{printable(path)} {what}: list what is wanted of it in windows (start, num_frames)")
+    remedy = "list what is wanted of it in windows (start, num_frames), or cut it into parts"
+    raise ClipFailure("too_long", f"{printable(path)} {what}: {remedy}")
 
 
 def read_frames(

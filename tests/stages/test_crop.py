@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lipprep.stages.align import PROFILES
-from lipprep.stages.crop import Crop, CropParameters, Window, crop_clips
+from lipprep.stages.crop import Crop, CropParameters, Window, crop_clips, crop_stretches
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.video import read_frames
 
@@ -54,6 +54,22 @@ def test_windows_cut_together_equal_windows_cut_alone(frames, profile):
         (alone,) = crop_clips(chosen, [Window(None, None, window.points)], parameters)
         assert crop.mouth.shape == (20, 64, 64)
         assert np.array_equal(crop.mouth, alone.mouth)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("length", [1, 12, 40, 99])
+def test_stretches_one_after_another_are_the_whole_clip(frames, profile, length):
+    points = moving_points(40)
+    points[17:20] = np.nan
+    window = Window(None, 40, None if profile == "fixed" else points)
+    parameters = CropParameters(profile=profile, crop_size=64, box=(30, 40, 64, 64))
+    (whole,) = crop_clips(frames, [window], parameters)
+    stretches = list(crop_stretches(frames, window, parameters, length=length))
+    assert [len(mouth) for mouth in stretches[:-1]] == [length] * (len(stretches) - 1)
+    assert np.array_equal(np.concatenate(stretches), whole.mouth)
+    for other in (frames[:-1], [*frames, frames[0]]):
+        with pytest.raises(ClipFailure, match="landmarks for 40 frames"):
+            list(crop_stretches(other, window, parameters, length=length))
 
 
 def test_a_smaller_crop_is_the_middle_of_a_larger_one(frames):
