@@ -75,7 +75,13 @@ def load_reader(run: Path, *, device: str = "auto") -> Reader:
     Raises ValueError where there is none, or it does not say which mean face its clips were aligned to.
     """
     path = find_checkpoint(run)
-    return reader_of(load_checkpoint(path), path, device=device)
+    reader = reader_of(load_checkpoint(path), path, device=device)
+    if reader.model.boundary is not None:
+        warn(
+            "the model was trained to be told where a word begins and ends, which of a video is not known: its "
+            "accuracy is the one that `lipprep evaluate` gives without word boundaries"
+        )
+    return reader
 
 
 def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
@@ -103,11 +109,6 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
         )
     with explained(_LESS):
         model = load_model(checkpoint, where)
-    if model.boundary is not None:
-        warn(
-            "the model was trained to be told where a word begins and ends, which of a video is not known: its accuracy "
-            "is the one that `lipprep evaluate` gives without word boundaries"
-        )
     return Reader(
         model=model,
         labels=checkpoint.labels,

@@ -18,17 +18,22 @@ def call(*args, code: int = 0):
     return result
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "embed"])
 def test_help_has_an_example(command):
     assert f"lipprep {command} " in call(command, "--help").output.split("Example")[1]
 
 
 def test_help_imports_nothing_slow():
-    code = "import sys, lipprep.train.cli; sys.exit(any(m in sys.modules for m in ('torch', 'cv2', 'av', 'numpy')))"
+    code = (
+        "import sys, lipprep.train.cli, lipprep.train.cli_embed\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'cv2', 'av', 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["train --shards", "evaluate run --shards", "predict --checkpoint run"])
+@pytest.mark.parametrize(
+    "command", ["train --shards", "evaluate run --shards", "predict --checkpoint run", "embed --checkpoint run -o f"]
+)
 def test_a_store_at_fault_is_told_before_anything_slow_is_imported(s3_server, command):
     code = (
         "import sys\nfrom click.testing import CliRunner\nfrom lipprep.cli import main\n"
