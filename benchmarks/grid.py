@@ -4,7 +4,8 @@ The videos are those of grid-subset.tsv (speaker, code, sha256), a part of the G
 in the folder LIPPREP_GRID. Three seeds on one split of sentences, then each of three speakers kept unseen.
 
 `make bench-grid ARGS=augment` says what each augmentation contributes, and `ARGS=plateau` how many steps the published
-networks need before they begin to learn; both keep what they have, and go on with the rest when they are called again.
+networks need before they begin to learn, and `ARGS=models` what small networks reach in equal time; all keep what they
+have, and go on with the rest when they are called again.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from pathlib import Path
 import click
 
 from lipprep.pipeline.records import read_entries
+from lipprep.stages.shard.index import load_index
 
 HERE = Path(__file__).parent
 BUILD = Path("build/grid")
@@ -113,6 +115,18 @@ PLATEAU = {
     "mean frame, nothing mixed or shortened yet": [*_MEAN, *_LATE],
     "mean frame, nothing mixed or shortened yet, weights as torch draws them": [*_MEAN, *_LATE, *_TORCH],
 }
+_SMALL = ["model.head.channels=64", "model.head.num_layers=2"]
+_DENSE = ["model.head.block_layers=[2,2]", "model.head.growth_rates=[48,48]", "model.head.reduced_channels=64"]
+# With the recipe `compact` and its augmentation.
+MODELS = {
+    "compact trunk, compact head": [],
+    "compact trunk, BiGRU": ["model.head.name=bigru", "model.head.hidden=128", "model.head.num_layers=1"],
+    "compact trunk, transformer": ["model.head.name=transformer", *_SMALL, "model.head.num_heads=4"],
+    "compact trunk, multi-scale TCN": ["model.head.name=mstcn", *_SMALL],
+    "compact trunk, dense TCN": ["model.head.name=dctcn", *_DENSE],
+    "ShuffleNetV2 0.5x, TCN": ["model.trunk=shufflenetv2", "model.width_mult=0.5", "model.head.name=tcn"],
+}
+_TOLD = ["model.boundary=mpc001", "augment.variable_length=false"]
 WORDS = 26
 
 
@@ -192,6 +206,69 @@ def plateau(recipes: tuple[str, ...], steps: int, every: int, jobs: int) -> None
         rows = [(r, n, [pool.submit(trial, r, n, seed) for seed in SEEDS]) for r in recipes for n in PLATEAU]
         for recipe, name, trials in rows:
             click.echo(f"| `{recipe}` | {name} | {', '.join(each.result() for each in trials)} |")
+
+
+@main.command()
+@click.option("--minutes", default=6.0, show_default=True, help="Of training, of each network, on one core.")
+@click.option("--jobs", default=os.cpu_count(), show_default=True, help="Trainings at a time, one thread each.")
+def models(minutes: float, jobs: int) -> None:
+    """What small networks reach in equal time, with and without word boundaries, and a student beside its teacher.
+
+    How many epochs a network has follows from its speed, which is measured first, alone; the trainings may then share
+    the machine with others, and come to the same.
+    """
+    shards = shards_of(the_videos(), "grid")
+    folder = BUILD / f"models-{minutes:g}"
+    speeds = folder / "speeds.json"
+    settings = {(name, told): [*MODELS[name], *(_TOLD if told else [])] for name in MODELS for told in (False, True)}
+
+    def speed(name: str) -> float:
+        """Clips a second in training, the middle of three rehearsals."""
+        args = ("train", "--shards", shards, "--recipe", "compact", "--dry-run", "--json", "workers=0", *MODELS[name])
+        return statistics.median(json.loads(lipprep(*args, threads=1))["clips_per_s"] for _ in range(3))
+
+    if not speeds.is_file():
+        speeds.parent.mkdir(parents=True, exist_ok=True)
+        speeds.write_text(json.dumps({name: speed(name) for name in MODELS}, indent=1))
+    measured = json.loads(speeds.read_text())
+    clips = sum(shard.samples for shard in load_index(shards).split("train"))
+
+    def trial(name: str, told: bool, *more: str) -> dict:
+        epochs = max(1, round(60 * minutes * measured[name] / clips))
+        words = "-".join([*name.replace(",", "").split(), *(["told"] if told else []), *(["student"] if more else [])])
+        run = folder / words
+        if not (run / "summary.json").is_file():
+            shutil.rmtree(run, ignore_errors=True)
+            how = [f"epochs={epochs}", "seed=1", "workers=0", *settings[name, told], *more]
+            lipprep("train", "--shards", shards, "--recipe", "compact", "--run", run, *how, threads=1)
+        results = json.loads(lipprep("evaluate", run, "--shards", shards, "--json", threads=1))
+        parameters = json.loads((run / "summary.json").read_text())["parameters"]
+        return results | {"epochs": epochs, "run": run, "parameters": parameters}
+
+    columns = (
+        "network | parameters | clips/s | epochs | without boundaries | told them | told in training, not in the test"
+    )
+    click.echo(f"| {columns} |")
+    click.echo("|---|---|---|---|---|---|---|")
+    with ThreadPoolExecutor(jobs) as pool:
+        trials = {key: pool.submit(trial, *key) for key in settings}
+        for name in MODELS:
+            plain, told = (trials[name, each].result() for each in (False, True))
+            untold = told["without_boundary"]
+            figures = [percent(row["top1"], row["top1_interval95"]) for row in (plain, told, untold)]
+            row = [name, f"{plain['parameters']:,}", f"{measured[name]:.0f}", plain["epochs"], *figures]
+            click.echo(f"| {' | '.join(map(str, row))} |")
+        teacher_name = max(MODELS, key=lambda name: trials[name, False].result()["top1"])
+    teacher = trials[teacher_name, False].result()
+    student = trial(next(iter(MODELS)), False, f"teacher={teacher['run']}")
+    both = json.loads(lipprep("evaluate", teacher["run"], student["run"], "--shards", shards, "--json"))
+    click.echo("\n| teacher, student | top-1 |\n|---|---|")
+    for name, row in (
+        (f"teacher: {teacher_name}", teacher),
+        ("student: compact", student),
+        ("both, an ensemble", both),
+    ):
+        click.echo(f"| {name} | {percent(row['top1'], row['top1_interval95'])} |")
 
 
 def train_until(shards: Path, recipe: str, run: Path, settings: list[str], *, top1: float, steps: int) -> int | None:

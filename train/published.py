@@ -5,12 +5,20 @@ ours; vipl (learn-an-effective-lip-reading-model-without-pains); euan (euancrabt
 Their configuration files are read, too: mpc001's JSON, the fork's YAML, VIPL's and euan's options.
 """
 
+import json
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from lipprep.stages.atomic import replacing, write_text
+from lipprep.train.checkpoint import Checkpoint
+from lipprep.train.models import complete
 
 # Where the file holds the weights: beside other things, under one of these, or they are all there is.
 CONTAINERS = ("model_state_dict", "video_model", "state_dict")
@@ -309,3 +317,21 @@ def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its head {head['name']} has one kernel size, for which mpc001 builds another network")
     options |= {"tcn_kernel_size": sizes, "tcn_num_layers": head["num_layers"], "tcn_dropout": head["dropout"]}
     return options | {"tcn_dwpw": head["name"].startswith("ds"), "tcn_width_mult": head["channels"] // HIDDEN}
+
+
+def save_mpc001(checkpoint: Checkpoint, path: Path) -> list[Path]:
+    """Write a checkpoint as mpc001's code loads it, and its configuration file (`--config-path`) beside it.
+
+    The weights are those to read with, under "model_state_dict", each TCN's tensors under both of their names. Raises
+    ValueError, saying why, where mpc001 has no such network.
+    """
+    try:
+        options = options_of(complete(checkpoint.config["model"]))
+    except ValueError as error:
+        raise ValueError(f"mpc001's code cannot load this network: {error}") from error
+    weights = OrderedDict((name, value.contiguous()) for name, value in checkpoint.weights.items())
+    with replacing(path) as file:
+        torch.save({"model_state_dict": weights}, file)
+    beside = path.with_name(f"{path.name}.json")
+    write_text(beside, json.dumps(options, indent=2) + "\n")
+    return [path, beside]

@@ -185,6 +185,32 @@ def test_labels_must_be_as_many_as_the_classifier_has_rows(tmp_path):
         import_checkpoint(tmp_path / "c.pth", tmp_path / "run", config="lrw_snv05x_tcn2x")
 
 
+def test_what_is_exported_for_mpc001_is_its_checkpoint_and_comes_back_the_same(tmp_path):
+    weights = published_weights("lrw_snv05x_tcn1x")
+    torch.save({"model_state_dict": weights}, tmp_path / "c.pth")
+    import_checkpoint(tmp_path / "c.pth", tmp_path / "run")
+    out = tmp_path / "out" / "ckpt.best.pth"
+    out.parent.mkdir()
+    call = ["export", str(tmp_path / "run"), "--format", "mpc001", "-o", str(out), "--json"]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    again = torch.load(out, weights_only=True)["model_state_dict"]
+    assert list(again) == list(weights)
+    for key, value in again.items():
+        assert torch.equal(value, weights[key]) and value.is_contiguous() and value.dtype == weights[key].dtype
+    assert json.loads(out.with_name("ckpt.best.pth.json").read_text()) == golden("lrw_snv05x_tcn1x")[0]["config"]
+    import_checkpoint(out, tmp_path / "again", config=str(out.with_name("ckpt.best.pth.json")))
+    ours, theirs = (load_checkpoint(tmp_path / run / "best.pt").model for run in ("run", "again"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs) and list(ours) == list(theirs)
+
+
+def test_a_network_that_mpc001_has_not_is_not_exported_for_it(trained_run, tmp_path):
+    call = ["export", str(trained_run), "--format", "mpc001", "-o", str(tmp_path / "c.pth")]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 1 and "mpc001's code cannot load this network: its trunk compact" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 class Hostile:
     def __reduce__(self):
         return print, ("executed",)
