@@ -1,4 +1,4 @@
-"""`make bench-train`: how fast clips are read, and how fast networks train, against what people do today.
+"""`make bench-train`: how fast clips are loaded, and how fast networks train and read, against what people do today.
 
 All sides of a ratio are timed in the same run, in turn; the figure is the median of the rounds' ratios. Nothing else
 should be running.
@@ -11,6 +11,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -19,12 +20,16 @@ import networks
 import numpy as np
 import plain
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lipprep.stages.shard.codec import encode_mouth
 from lipprep.stages.shard.index import Index, Shard, load_index, save_index
 from lipprep.stages.shard.writer import TarWriter
 from lipprep.train.config import load_recipe
+from lipprep.train.config import recipes as known_recipes
+from lipprep.train.device import choose_device, new_model, place
+from lipprep.train.device import reading as reading_in
 from lipprep.train.epoch import training_plan
 from lipprep.train.loader import BatchLoader, ShardBatches
 from lipprep.train.prepare import prepare
@@ -33,6 +38,8 @@ from lipprep.train.timing import PARTS, Clock, Waiting
 BUILD = Path("build/bench-train")
 CLIPS, FRAMES, SIDE, BATCH = 512, 29, 96, 32
 WORDS = tuple(f"WORD{n:02d}" for n in range(26))
+TRAINED = ("compact", "lrw_snv05x_tcn1x", "lrw_resnet18_mstcn_prelu")
+READ_CLIPS, READ_WORDS, READ_SECONDS = 8, 500, 0.5  # of evaluation: a batch, LRW's words, the least that is timed
 
 
 def mouths(count: int) -> Iterator[np.ndarray]:
@@ -262,6 +269,67 @@ def timed_parts(work, steps: int) -> dict[str, float]:
     return {part: clock.seconds[part] / steps for part in PARTS}
 
 
+def evaluation(recipes: Iterable[str], rounds: int) -> list[dict]:
+    """Time how fast the network of each recipe reads, as lipprep builds and places it, against the plain one.
+
+    Both in fp32 and with the same weights; recipes of one network share a row. Raises ClickException where the logits
+    differ.
+    """
+    named: dict[str, list[str]] = {}
+    for recipe in recipes:
+        named.setdefault(json.dumps(load_recipe(recipe).model, sort_keys=True), []).append(recipe)
+    device, rows = choose_device("auto"), []
+    for model, names in named.items():
+        sides = readers(json.loads(model), device)
+        with torch.inference_mode(), reading_in(device, "fp32"):
+            ours, theirs = (network() for network in sides)
+            apart, wide = (ours - theirs).abs().max().item(), (theirs.max() - theirs.min()).item()
+            if not apart <= 1e-3 * wide:
+                raise click.ClickException(f"{names[0]}: the logits are up to {apart:g} apart, their range is {wide:g}")
+            count = max(1, round(READ_SECONDS / timed(sides[0], 1, device)))
+            turns = [[timed(network, count, device) for network in sides] for _ in range(rounds)]
+        clips = count * READ_CLIPS
+        rows.append(
+            {
+                "recipe": ", ".join(names),
+                "clips/s": round(statistics.median(clips / turn[0] for turn in turns), 1),
+                "plain clips/s": round(statistics.median(clips / turn[1] for turn in turns), 1),
+                "ratio": round(statistics.median(turn[1] / turn[0] for turn in turns), 2),
+            }
+        )
+        click.echo(" ".join(map(str, rows[-1].values())), err=True)
+    print_table(rows)
+    return rows
+
+
+def readers(model: dict, device: torch.device) -> list[Callable[[], torch.Tensor]]:
+    """The network of lipprep and the plain one, each with a batch to read."""
+    torch.manual_seed(1)
+    x_B1THW = torch.randn(READ_CLIPS, 1, FRAMES, plain.SIDE, plain.SIDE, device=device)
+    boundary_BT1 = (torch.arange(FRAMES, device=device) // 10 == 1).float().expand(READ_CLIPS, FRAMES)[:, :, None]
+    clips = x_B1THW, torch.full((READ_CLIPS,), FRAMES, device=device), boundary_BT1
+    ours = place(new_model(model, num_classes=READ_WORDS), device)
+    # Norms with the statistics of what they normalise: else the numbers could grow, or fade to slow tiny ones.
+    for module in ours.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        ours.train()(*clips)
+    theirs = networks.network(model, READ_WORDS).to(device)
+    theirs.load_state_dict(ours.state_dict())
+    return [partial(network.eval(), *clips) for network in (ours, theirs)]
+
+
+def timed(network: Callable[[], torch.Tensor], count: int, device: torch.device) -> float:
+    """Seconds that a network takes to read its batch `count` times."""
+    finish(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        network()
+    finish(device)
+    return time.perf_counter() - began
+
+
 def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -279,22 +347,23 @@ def print_table(rows: list[dict]) -> None:
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="How often each side is timed.")
 @click.option("--steps", type=int, help="Steps of training each time (default: 4, and 100 on a GPU).")
-@click.option("--only", type=click.Choice(["loaders", "training"]), help="One half alone.")
+@click.option("--only", type=click.Choice(["loaders", "training", "evaluation"]), help="One part alone.")
 @click.option(
     "--recipe",
     "recipes",
     multiple=True,
-    default=("compact", "lrw_snv05x_tcn1x", "lrw_resnet18_mstcn_prelu"),
-    show_default=True,
+    help=f"What is trained and read (default: {', '.join(TRAINED)} are trained, and all are read).",
 )
 def main(rounds: int, steps: int | None, only: str | None, recipes: tuple[str, ...]) -> None:
-    """Time loaders and training against the common practice, and print tables."""
+    """Time loaders, training and evaluation against the common practice, and print tables."""
     cv2.setNumThreads(1)
     BUILD.mkdir(parents=True, exist_ok=True)
-    if only != "training":
+    if only in (None, "loaders"):
         loaders(rounds)
-    if only != "loaders":
-        training(recipes, rounds, steps or (100 if torch.cuda.is_available() else 4))
+    if only in (None, "training"):
+        training(recipes or TRAINED, rounds, steps or (100 if torch.cuda.is_available() else 4))
+    if only in (None, "evaluation"):
+        evaluation(recipes or known_recipes(), rounds)
 
 
 if __name__ == "__main__":
