@@ -121,7 +121,7 @@ bench: $(SETUP)  ## time every stage and print each figure beside its limit
 bench-scale: $(SETUP)  ## a million rows, a hundred thousand clips, two workers, Dask beside loky (half an hour)
 	for part in rows clips workers engines; do $(BIN)/python benchmarks/scale.py $$part || exit 1; done
 
-bench-train: $(SETUP)  ## reading and training against what people do today (half an hour)
+bench-train: $(SETUP)  ## loading, training and evaluation against what people do today (40 minutes)
 	$(BIN)/python benchmarks/training.py $(ARGS)
 
 bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
