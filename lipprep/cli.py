@@ -28,6 +28,11 @@ COMMANDS = {
     "failures": ("lipprep.pipeline.cli_status", "failures", "List the clips that failed, with cause and file."),
     "train": ("lipprep.train.cli", "train", "Train a lip reader from shards."),
     "recipes": ("lipprep.train.cli", "recipes", "List the recipes to train with."),
+    "models": (
+        "lipprep.train.cli_models",
+        "models",
+        "List every network with its size, cost and published accuracy.",
+    ),
     "evaluate": ("lipprep.train.cli", "evaluate", "Measure a trained lip reader on a split."),
     "import-checkpoint": (
         "lipprep.train.cli_import",

@@ -29,6 +29,7 @@ TARGETS = {
     "bench-train": "benchmarks/training.py",
     "bench-landmarks": "benchmarks/landmarks.py",
     "bench-grid": "benchmarks/grid.py",
+    "models-table": "benchmarks/models.py",
     "clean": "rm -rf build",
     "help": "awk",
 }
@@ -67,7 +68,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-cluster", "test-real", "chaos", "lint", "format",
         "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-grid",
-        "clean",
+        "models-table", "clean",
     ]  # fmt: skip
 
 

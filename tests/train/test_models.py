@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lipprep.train.boundary import boundary_vectors
 from lipprep.train.config import load_recipe
@@ -74,39 +73,33 @@ def test_published_checkpoint_loads_and_gives_the_published_output(name):
         np.testing.assert_allclose(seen, expected["features"].astype(np.float32), rtol=0, atol=1e-2)
 
 
-# Recipe, parameters, state_dict keys, G multiply-adds of a clip, those that are computed to be cut off among them: as
-# measured of the published code.
+# Recipe, parameters, state_dict keys, as measured of the published code; multiply-adds are in test_table.py.
 @pytest.mark.parametrize(
-    ("recipe", "parameters", "keys", "macs"),
+    ("recipe", "parameters", "keys"),
     [
-        ("lrw_resnet18_mstcn", 36_361_396, 298, 10.284),
-        ("lrw_resnet18_mstcn_prelu", 36_374_516, 343, 10.284),
-        ("lrw_resnet18_dctcn", 52_548_532, 752, 10.640),
-        ("lrw_resnet18_dctcn_boundary", 52_549_044, 752, 10.640),
-        ("lrw_snv1x_dsmstcn3x", 9_264_200, 634, 1.244),
-        ("lrw_snv1x_tcn2x", 9_136_480, 473, 1.292),
-        ("lrw_snv1x_tcn1x", 3_821_664, 473, 1.106),
-        ("lrw_snv05x_tcn2x", 8_224_668, 473, 0.760),
-        ("lrw_snv05x_tcn1x", 2_909_852, 473, 0.574),
-        ("lrw_senet18_mstcn", 36_461_556, 359, 10.287),
-        ("lrw_snv2_2x_mstcn", 37_615_968, 543, 4.608),
-        ("lrw_efficientnet_mstcn", 39_670_508, 787, 1.656),
-        ("lrw_resnet18_bigru", 59_431_092, None, None),
-        ("lrw_resnet18_bigru_boundary", 59_437_236, None, None),
-        ("lrw_senet18_bigru", 59_520_172, None, None),
-        ("lrw_senet18_bigru_boundary", 59_526_316, None, None),
+        ("lrw_resnet18_mstcn", 36_361_396, 298),
+        ("lrw_resnet18_mstcn_prelu", 36_374_516, 343),
+        ("lrw_resnet18_dctcn", 52_548_532, 752),
+        ("lrw_resnet18_dctcn_boundary", 52_549_044, 752),
+        ("lrw_snv1x_dsmstcn3x", 9_264_200, 634),
+        ("lrw_snv1x_tcn2x", 9_136_480, 473),
+        ("lrw_snv1x_tcn1x", 3_821_664, 473),
+        ("lrw_snv05x_tcn2x", 8_224_668, 473),
+        ("lrw_snv05x_tcn1x", 2_909_852, 473),
+        ("lrw_senet18_mstcn", 36_461_556, 359),
+        ("lrw_snv2_2x_mstcn", 37_615_968, 543),
+        ("lrw_efficientnet_mstcn", 39_670_508, 787),
+        ("lrw_resnet18_bigru", 59_431_092, None),
+        ("lrw_resnet18_bigru_boundary", 59_437_236, None),
+        ("lrw_senet18_bigru", 59_520_172, None),
+        ("lrw_senet18_bigru_boundary", 59_526_316, None),
     ],
 )
-def test_networks_have_the_published_size(recipe, parameters, keys, macs):
+def test_networks_have_the_published_size(recipe, parameters, keys):
     with torch.device("meta"):
-        model = build(load_recipe(recipe).model, 500)
-        assert sum(p.numel() for p in model.parameters()) == parameters
-        if keys is None:
-            return
-        assert len(model.state_dict()) == keys
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, 1, 29, 88, 88), torch.tensor([29]))  # in training, padding is computed and cut off
-    assert counter.get_total_flops() / 2e9 == pytest.approx(macs, rel=1e-3)
+        model = build({**load_recipe(recipe).model, "init": "torch"}, 500)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert keys is None or len(model.state_dict()) == keys
 
 
 def test_initialisation_follows_the_fan():
