@@ -41,6 +41,11 @@ COMMANDS = {
     ),
     "predict": ("lipprep.train.cli", "predict", "Read the word in any video."),
     "embed": ("lipprep.train.cli_embed", "embed", "Write the features of each frame, for systems downstream."),
+    "export": (
+        "lipprep.train.cli_export",
+        "export",
+        "Write a trained lip reader for others to run: ONNX, torch, safetensors.",
+    ),
 }
 
 

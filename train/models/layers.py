@@ -68,6 +68,6 @@ class Packing:
     def unpack(self, feat_NC: Tensor) -> Tensor:
         """(N, C) -> (B, T, C) with zeros in the padding; the inverse of `pack`."""
         if self._all:
-            return feat_NC.unflatten(0, self.valid_BT.shape).masked_fill(~self.valid_BT[:, :, None], 0.0)
+            return feat_NC.masked_fill(~self.valid_BT.flatten()[:, None], 0.0).unflatten(0, self.valid_BT.shape)
         feat = feat_NC.new_zeros(self.valid_BT.numel(), feat_NC.shape[1])
         return feat.index_copy(0, self._positions_N, feat_NC).unflatten(0, self.valid_BT.shape)

@@ -1,0 +1,292 @@
+"""What is said of an exported lip reader: fields for programs, a model card for people.
+
+Letters of the shape suffixes: B clips, T frames, S side of a crop in pixels, C words (classes).
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipprep.stages.untrusted import printable, read_text
+from lipprep.train.checkpoint import Checkpoint
+from lipprep.train.config import Config, config_from
+from lipprep.train.device import new_model
+from lipprep.train.models import LipReader, complete
+
+_MAX_RESULTS = 1 << 24  # bytes
+_SHOWN = 8  # words
+# The frames of a clip's T in which its word is said, by the name of the formula (lipprep.train.boundary).
+BOUNDARIES = {
+    "mpc001": "m - h - 1 to m + h, where m is (T - 1) // 2, h is int(d / 2 * {fps:g}) and d the word's duration in "
+    "seconds; the word stands in the clip's middle",
+    "vipl": "int(T / 2 - h) to int(T / 2 + h) - 1, where h is d / 2 * {fps:g} and d the word's duration in seconds; "
+    "the word stands in the clip's middle",
+    "times": "floor(a * {fps:g}) to ceil(b * {fps:g}) - 1, where a and b are the seconds from the clip's first frame "
+    "at which the word begins and ends",
+}
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a program needs to know to run a lip reader, in plain containers; `boundary` is null where it takes none."""
+    config = config_from(checkpoint.config)
+    options, formula = config.augment, config.model.get("boundary")
+    return {
+        "lipprep": metadata.version("lipprep"),
+        "recipe": config.recipe,
+        "model": complete(config.model),
+        "labels": checkpoint.labels,
+        "profile": checkpoint.profile,
+        "parameters": checkpoint.parameters,
+        "fps": checkpoint.fps,
+        "crop_size": options.crop_size,
+        "mean": options.mean,
+        "std": options.std,
+        "subtract_mean_frame": options.subtract_mean_frame,
+        "mean_frame_gain": options.mean_frame_gain,
+        "normalise": "\n".join(normalising(checkpoint)),
+        "boundary": formula,
+        "boundary_frames": None if formula is None else BOUNDARIES[formula].format(fps=checkpoint.fps),
+    }
+
+
+def normalising(checkpoint: Checkpoint) -> list[str]:
+    """Three lines of numpy from `crop`, (T, 96, 96) uint8 as the shards have it, to `video`, (1, 1, T, S, S)."""
+    options, size = config_from(checkpoint.config).augment, checkpoint.parameters["crop_size"]
+    first = (size - options.crop_size) // 2
+    window = f"{first}:{first + options.crop_size}"
+    change = f"(x - {options.mean:g}) / {options.std:g}"
+    if options.subtract_mean_frame:
+        change = f"{options.mean_frame_gain:g} * (x - x.mean(0)) / {options.std:g}"
+    return [f"x = crop[:, {window}, {window}].astype('float32') / 255", f"x = {change}", "video = x[None, None]"]
+
+
+def is_of_lrw(checkpoint: Checkpoint, run: Path) -> bool:
+    """Whether a checkpoint was trained on LRW, by its 500 words or by the name that evaluations give its data set."""
+    words = (resources.files("lipprep.stages") / "data" / "lrw_words.txt").read_text(encoding="utf-8").split()
+    names = {str(results["dataset"]).lower() for results in evaluations(run, checkpoint.step)}
+    return {label.upper() for label in checkpoint.labels} == set(words) or "lrw" in names
+
+
+def evaluations(run: Path, step: int) -> list[dict]:
+    """What `lipprep evaluate` has written beside a checkpoint of this step, as far as it can be read."""
+    found = []
+    for path in sorted(run.glob("evaluate-*/results.json")):
+        try:
+            results = json.loads(read_text(path, "evaluation", limit=_MAX_RESULTS))
+            if results["step"] == step and results["dataset"]:
+                _row(results | results.get("without_boundary", {}))
+                found.append(results)
+        except (ValueError, KeyError, TypeError):  # of an ensemble, or no such file
+            continue
+    return found
+
+
+def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -> str:
+    """The card, in Markdown, of what was exported from the checkpoint `path` to `file`."""
+    config, labels = config_from(checkpoint.config), checkpoint.labels
+    with torch.device("meta"):  # shapes alone
+        network = new_model(config.model, num_classes=len(labels))
+    results = evaluations(path.parent, checkpoint.step)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    words = ", ".join(f"`{printable(label)}`" for label in labels[:_SHOWN])
+    parts = [
+        f"# {printable(file.name)}",
+        f"A lip reader of {len(labels)} words, from silent video of a mouth. Written by lipprep "
+        f"{metadata.version('lipprep')} from {printable(path.name)}, {_origin(checkpoint, config)}.",
+        "## What it reads and answers",
+        *_signature(checkpoint, network),
+        _use(format, file, network),
+        "## Words",
+        f"{len(labels)}: {words}{', ...' if len(labels) > _SHOWN else ''}",
+        "## Trained on",
+        _list(_data(checkpoint, path.parent, results)),
+        "## How",
+        _list(_how(config, parameters)),
+        "## Accuracy",
+        *_accuracy(checkpoint, results),
+        "## Not for",
+        f"It answers one of its {len(labels)} words whatever it sees, also where nobody speaks or another word is "
+        "said. It is no transcriber of sentences, no judge of who speaks or how, and nothing to read people by who "
+        "have not agreed to it. On other cameras, angles, languages and speakers than its training videos have, it is "
+        "worse than the figures above, by how much is for you to measure.",
+        "## Licence",
+        "Licence of these weights: **fill in**.",
+    ]
+    if is_of_lrw(checkpoint, path.parent):
+        parts.append(
+            "These weights were trained on LRW, and fall under the agreement with the BBC by which its videos are "
+            "given: for research only, and not to be passed on."
+        )
+    else:
+        parts.append("The licence of the training videos decides what may be done with weights trained on them.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(checkpoint: Checkpoint, config: Config) -> str:
+    if imported := config.resolved.get("imported"):
+        return f"which is the published checkpoint {printable(imported)}"
+    average = "" if checkpoint.ema is None else ", the moving average of its weights"
+    return f"step {checkpoint.step} of its training{average}"
+
+
+def _signature(checkpoint: Checkpoint, network: LipReader) -> list[str]:
+    side = config_from(checkpoint.config).augment.crop_size
+    answer = "a score a word, of which softmax makes probabilities"
+    if network.normalised:
+        answer = "the mean over the frames of each word's log posterior"
+    rows = [
+        ("input `video`", f"(B, 1, T, {side}, {side}) float32", "gray mouths, normalised, 0 after each clip's end"),
+        ("input `lengths`", "(B,) int64", "each clip's frames, 1 or more"),
+    ]
+    if network.boundary is not None:
+        rows.append(("input `boundary`", "(B, T, 1) float32", "1 in the frames of the word, all 0 where not known"))
+    rows.append(("output `logits`", f"(B, {len(checkpoint.labels)}) float32", answer))
+    parts = [
+        _table(("", "shape", ""), rows),
+        f"Any number of clips B and frames T, at {checkpoint.fps:g} frames a second. `crop`, (T, S, S) uint8, is what "
+        f"`lipprep crops` cuts ({_crops(checkpoint)}); from it to the input:",
+        "\n".join(("```python", *normalising(checkpoint), "```")),
+    ]
+    if not network.ignores_padding:
+        parts.append("Padding reaches a clip's last frames: put clips of one length together for the figures below.")
+    if network.boundary is not None:
+        parts.append(f"Frames of the word: {BOUNDARIES[network.boundary].format(fps=checkpoint.fps)}.")
+    return parts
+
+
+def _crops(checkpoint: Checkpoint) -> str:
+    parameters = checkpoint.parameters
+    told = [f"profile {printable(parameters['profile'])}", f"crop size {parameters['crop_size']}"]
+    if parameters.get("box"):
+        told.append(f"box {', '.join(map(str, parameters['box']))}")
+    if parameters.get("exact"):
+        told.append("exact")
+    if landmarks := parameters.get("identity") or parameters.get("detector"):
+        told.append(f"landmarks of {printable(landmarks)}")
+    if parameters.get("mean_face") is not None:
+        told.append("a mean face of its own")
+    return ", ".join(told)
+
+
+def _use(format: str, file: Path, network: LipReader) -> str:
+    """How a file of a format is run."""
+    name, known = printable(file.name), network.boundary is not None
+    if format == "mpc001":
+        return f"In mpc001's code: `main.py --test --config-path {name}.json --model-path {name}`."
+    arrays = '{"video": video, "lengths": numpy.array([len(crop)])' + (', "boundary": boundary}' if known else "}")
+    answer = f"logits = network(torch.from_numpy(video), torch.tensor([len(crop)]){', boundary' if known else ''})"
+    lines = {
+        "onnx": (
+            "import numpy, onnxruntime",
+            "",
+            f'session = onnxruntime.InferenceSession("{name}")',
+            f'logits = session.run(["logits"], {arrays})[0]',
+        ),
+        "torch": (
+            "import torch",
+            "",
+            f'with open("{name}", "rb") as file:',
+            "    network = torch.export.load(file).module()",
+            answer,
+        ),
+        "safetensors": (
+            "import json, pathlib, torch",
+            "from lipprep.train.models import build",
+            "from safetensors.torch import load_file",
+            "",
+            f'config = json.loads(pathlib.Path("{name}.json").read_text())',
+            'network = build(config["model"], len(config["labels"])).eval()',
+            f'network.load_state_dict(load_file("{name}"))',
+            answer,
+        ),
+    }
+    return "\n".join(("```python", *lines[format], "```"))
+
+
+def _data(checkpoint: Checkpoint, run: Path, results: list[dict]) -> list[tuple[str, str]]:
+    names = sorted({printable(each["dataset"]) for each in results})
+    try:
+        summary = json.loads(read_text(run / "summary.json", "summary", limit=_MAX_RESULTS))
+        clips = summary["clips"] if summary["dataset"] == checkpoint.dataset else {}
+        told = ", ".join(f"{int(count):,} {printable(split)}" for split, count in clips.items())
+    except (ValueError, KeyError, TypeError, AttributeError):  # a run that has not ended, or was not here
+        told = ""
+    return [
+        ("data set", ", ".join(names) or "its name is not known here: `lipprep evaluate` notes it"),
+        ("fingerprint", f"`{printable(checkpoint.dataset)}`" if checkpoint.dataset else "none"),
+        ("clips", told or "not known here"),
+        ("crops", _crops(checkpoint)),
+    ]
+
+
+def _how(config: Config, parameters: int) -> list[tuple[str, str]]:
+    def plain(options: Mapping) -> str:
+        return ", ".join(f"{name} {value}" for name, value in options.items())
+
+    model = {name: value for name, value in complete(config.model).items() if value is not None}
+    head, neck = model.pop("head"), model.pop("neck")
+    model.pop("init")
+    rows = [
+        ("recipe", config.recipe),
+        ("network", plain(model)),
+        ("head", plain(head)),
+        *([("neck", plain(neck))] if any(neck.values()) else []),
+        ("parameters", f"{parameters:,}"),
+    ]
+    if not config.resolved.get("imported"):
+        names = (
+            "epochs",
+            "batch_size",
+            "optimizer",
+            "schedule",
+            "lr",
+            "weight_decay",
+            "label_smoothing",
+            "ema",
+            "seed",
+        )
+        rows.append(("settings", plain({name: getattr(config, name) for name in names})))
+        learnt = {name: getattr(config, name) for name in ("init_from", "teacher") if getattr(config, name)}
+        rows += [(name, Path(value).name) for name, value in learnt.items()]
+    return [(name, printable(text)) for name, text in rows]
+
+
+def _accuracy(checkpoint: Checkpoint, results: list[dict]) -> list[str]:
+    parts = []
+    if results:
+        rows = [_row(each) for each in results]
+        for each in results:
+            if "without_boundary" in each:
+                untold = each | each["without_boundary"]
+                rows.append(_row(untold, " without word boundaries, as in the wild"))
+        parts.append(_table(("split", "clips", "top-1 (95 % interval)", "top-5"), rows))
+        if known := [each for each in results if "boundaries_known" in each]:
+            counts = ", ".join(f"{each['boundaries_known']} of {each['clips']} in {each['split']}" for each in known)
+            parts.append(f"Word boundaries were told where they are known: {printable(counts)}.")
+    else:
+        parts.append("Not evaluated: `lipprep evaluate` measures it, and the next export tells what it found.")
+    if checkpoint.best is not None:
+        parts.append(
+            f"Best validation accuracy up to here: {100 * checkpoint.best:.1f} %. It chose the weights and so flatters."
+        )
+    return parts
+
+
+def _row(results: Mapping, more: str = "") -> tuple[str, ...]:
+    """A row of the table of accuracies. Raises KeyError, TypeError or ValueError where `results` are none."""
+    low, high = results["top1_interval95"]
+    top1 = f"{100 * results['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    split = printable(results["split"])
+    return f"{split}{more}", f"{int(results['clips']):,}", top1, f"{100 * results['top5']:.1f} %"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows))
+
+
+def _list(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"* {name}: {text}" for name, text in rows)
