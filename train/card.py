@@ -65,9 +65,9 @@ def normalising(checkpoint: Checkpoint) -> list[str]:
 
 
 def is_of_lrw(checkpoint: Checkpoint, run: Path) -> bool:
-    """Whether a checkpoint was trained on LRW, by its 500 words or by the name that evaluations give its data set."""
+    """Whether a checkpoint was trained on LRW, by its 500 words or by the name of its data set."""
     words = (resources.files("lipprep.stages") / "data" / "lrw_words.txt").read_text(encoding="utf-8").split()
-    names = {str(results["dataset"]).lower() for results in evaluations(run, checkpoint.step)}
+    names = {name.lower() for name in (_summary(checkpoint, run)[0], *_names(evaluations(run, checkpoint.step)))}
     return {label.upper() for label in checkpoint.labels} == set(words) or "lrw" in names
 
 
@@ -77,7 +77,7 @@ def evaluations(run: Path, step: int) -> list[dict]:
     for path in sorted(run.glob("evaluate-*/results.json")):
         try:
             results = json.loads(read_text(path, "evaluation", limit=_MAX_RESULTS))
-            if results["step"] == step and results["dataset"]:
+            if results["step"] == step:
                 _row(results | results.get("without_boundary", {}))
                 found.append(results)
         except (ValueError, KeyError, TypeError):  # of an ensemble, or no such file
@@ -208,19 +208,30 @@ def _use(format: str, file: Path, network: LipReader) -> str:
 
 
 def _data(checkpoint: Checkpoint, run: Path, results: list[dict]) -> list[tuple[str, str]]:
-    names = sorted({printable(each["dataset"]) for each in results})
-    try:
-        summary = json.loads(read_text(run / "summary.json", "summary", limit=_MAX_RESULTS))
-        clips = summary["clips"] if summary["dataset"] == checkpoint.dataset else {}
-        told = ", ".join(f"{int(count):,} {printable(split)}" for split, count in clips.items())
-    except (ValueError, KeyError, TypeError, AttributeError):  # a run that has not ended, or was not here
-        told = ""
+    name, clips = _summary(checkpoint, run)
+    evaluated = ", ".join(_names(results))
     return [
-        ("data set", ", ".join(names) or "its name is not known here: `lipprep evaluate` notes it"),
+        ("data set", name or (f"{evaluated}, as its evaluation says" if evaluated else "its name is not known here")),
         ("fingerprint", f"`{printable(checkpoint.dataset)}`" if checkpoint.dataset else "none"),
-        ("clips", told or "not known here"),
+        ("clips", clips or "not known here"),
         ("crops", _crops(checkpoint)),
     ]
+
+
+def _names(results: list[dict]) -> list[str]:
+    return sorted({printable(each["dataset"]) for each in results})
+
+
+def _summary(checkpoint: Checkpoint, run: Path) -> tuple[str, str]:
+    """The data set's name, and the clips of its splits; empty where the run has not ended, or was not here."""
+    try:
+        summary = json.loads(read_text(run / "summary.json", "summary", limit=_MAX_RESULTS))
+        if summary["dataset"] != checkpoint.dataset:
+            return "", ""
+        clips = ", ".join(f"{int(count):,} {printable(split)}" for split, count in summary["clips"].items())
+        return printable(summary.get("dataset_name", "")), clips
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", ""
 
 
 def _how(config: Config, parameters: int) -> list[tuple[str, str]]:
@@ -263,7 +274,7 @@ def _accuracy(checkpoint: Checkpoint, results: list[dict]) -> list[str]:
             if "without_boundary" in each:
                 untold = each | each["without_boundary"]
                 rows.append(_row(untold, " without word boundaries, as in the wild"))
-        parts.append(_table(("split", "clips", "top-1 (95 % interval)", "top-5"), rows))
+        parts.append(_table(("data set, split", "clips", "top-1 (95 % interval)", "top-5"), rows))
         if known := [each for each in results if "boundaries_known" in each]:
             counts = ", ".join(f"{each['boundaries_known']} of {each['clips']} in {each['split']}" for each in known)
             parts.append(f"Word boundaries were told where they are known: {printable(counts)}.")
@@ -280,7 +291,7 @@ def _row(results: Mapping, more: str = "") -> tuple[str, ...]:
     """A row of the table of accuracies. Raises KeyError, TypeError or ValueError where `results` are none."""
     low, high = results["top1_interval95"]
     top1 = f"{100 * results['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    split = printable(results["split"])
+    split = printable(f"{results['dataset']}, {results['split']}")
     return f"{split}{more}", f"{int(results['clips']):,}", top1, f"{100 * results['top5']:.1f} %"
 
 

@@ -64,7 +64,8 @@ def export(run: Path, *, format: str, out: Path, card: Path | None = None, repla
     for file in (out, _beside(out, ".json"), card):
         _check_place(file, replace=replace)
     checkpoint = load_checkpoint(path)
-    files = FORMATS[format](checkpoint, out)
+    with explained("end what else runs here"):
+        files = FORMATS[format](checkpoint, out)
     write_text(card, model_card(checkpoint, path=path, format=format, file=out))
     return {
         "checkpoint": str(path),
@@ -185,9 +186,8 @@ def _network(checkpoint: Checkpoint) -> tuple[nn.Module, int]:
 
     Its weights lie in plain order, not as `place` would have them, so that they do in the file.
     """
-    with explained("end what else runs here"):
-        network = new_model(checkpoint.config["model"], num_classes=len(checkpoint.labels))
-        load_weights(network, checkpoint.weights)
+    network = new_model(checkpoint.config["model"], num_classes=len(checkpoint.labels))
+    load_weights(network, checkpoint.weights)
     return network.eval().requires_grad_(False), described(checkpoint)["crop_size"]
 
 

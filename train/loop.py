@@ -295,6 +295,7 @@ def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, last:
         "words": len(index.labels),
         "clips": {"train": sum(work.batches.counts), "val": sum(work.val.counts) if work.val else 0},
         "dataset": index.fingerprint,
+        "dataset_name": index.dataset,
         "profile": index.profile,
         "generation": 0,
         **config.resolved,
