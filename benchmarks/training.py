@@ -308,7 +308,7 @@ def readers(model: dict, device: torch.device) -> list[Callable[[], torch.Tensor
     x_B1THW = torch.randn(READ_CLIPS, 1, FRAMES, plain.SIDE, plain.SIDE, device=device)
     boundary_BT1 = (torch.arange(FRAMES, device=device) // 10 == 1).float().expand(READ_CLIPS, FRAMES)[:, :, None]
     clips = x_B1THW, torch.full((READ_CLIPS,), FRAMES, device=device), boundary_BT1
-    ours = place(new_model(model, num_classes=READ_WORDS), device)
+    ours = place(new_model(model, num_classes=READ_WORDS), device, precision="fp32")
     # Norms with the statistics of what they normalise: else the numbers could grow, or fade to slow tiny ones.
     for module in ours.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

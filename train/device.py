@@ -108,10 +108,17 @@ def _cpu_has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and any(capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to its device, its 2D convolutions in the channels-last order that they run faster in."""
+def place(model: nn.Module, device: torch.device, *, precision: str) -> nn.Module:
+    """Move a model to its device, its 2D convolutions in the order of memory that they run faster in.
+
+    That is channels last, but for the last layer of a ResNet in fp32 on a CPU: of 512 channels on images of 3x3 pixels
+    oneDNN takes twice as long for them, forward and back (benchmarks/RESULTS.md).
+    """
+    plain: set[nn.Module] = set()
+    if device.type == "cpu" and precision == "fp32" and hasattr(model.trunk, "layer4"):
+        plain = set(model.trunk.layer4.modules())
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and module not in plain:
             module.to(memory_format=torch.channels_last)
     return model.to(device)
 
@@ -130,7 +137,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
     """The model of a checkpoint, in evaluation mode. Raises ValueError where config and weights disagree."""
     model = new_model(checkpoint.config.get("model", {}), num_classes=len(checkpoint.labels))
     load_weights(model, checkpoint.weights)
-    return place(model, device).eval()
+    precision = checkpoint.config.get("precision", "auto")
+    return place(model, device, precision="fp32" if precision == "auto" else precision).eval()
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

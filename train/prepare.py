@@ -167,7 +167,9 @@ def prepare(
         for sentence in without_effect(config):
             warn(sentence)
     torch.manual_seed(config.seed)
-    model = place(new_model(config.model, num_classes=len(index.labels)), where)
+    model = new_model(config.model, num_classes=len(index.labels))
+    precision = training_precision(where, config.precision, model)
+    model = place(model, where, precision=precision)
     if config.overfit:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -191,7 +193,6 @@ def prepare(
     elif ranks.main:
         tqdm.write(f"the shards have no split val: accuracy is not measured and no {BEST} is kept")
     workers = default_workers(where, beside=ranks.beside) if config.workers is None else config.workers
-    precision = training_precision(where, config.precision, model)
     resolved = {"device": where.type, "precision": precision, "workers": workers, "processes": ranks.world}
     if where.type == "cpu":
         resolved["threads"] = torch.get_num_threads()

@@ -130,7 +130,7 @@ def measure(model: Mapping[str, Any], *, size: int = SIZE, device: torch.device)
     more, after one that does not count."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = place(new_model(model, num_classes=WORDS), device).eval()
+        network = place(new_model(model, num_classes=WORDS), device, precision="fp32").eval()
         clips = torch.randn(BATCH, 1, FRAMES, size, size).to(device)
     lengths = torch.full((BATCH,), FRAMES, device=device)
     seconds = []
