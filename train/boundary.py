@@ -32,8 +32,8 @@ def _times(lengths_B: np.ndarray, half_B: np.ndarray, times_B2: np.ndarray, fps:
     return np.stack([np.floor(starts_B + 1e-6), np.ceil(stops_B - 1e-6)], axis=1).astype(np.int64)
 
 
-# mpc001's and VIPL's take the word to stand in the middle of its clip, as LRW has it, and know its duration alone:
-# 2 h + 2 frames, half a frame early, and 2 h frames. `times` is for words that stand anywhere.
+# mpc001's and VIPL's take the word to stand in the middle of its clip, as LRW has it, and know its duration alone;
+# mpc001's middle is half a frame early. `times` is for words that stand anywhere.
 FORMULAS = {"mpc001": _mpc001, "vipl": _vipl, "times": _times}
 
 

@@ -95,7 +95,7 @@ def find_checkpoint(run: Path, name: str = BEST) -> Path:
     run = Path(run)
     if is_file(run):
         return run
-    for candidate in (run / name, run / LAST):
+    for candidate in (run / name, run / LAST, run / BEST):
         if is_file(candidate):
             return candidate
     shown = printable(run)
@@ -168,7 +168,7 @@ def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
     try:
         with torch.device("meta"):  # shapes alone
             wanted = sum(t.numel() for t in build(config, num_classes=num_classes).state_dict().values())
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(f"the settings model.* are of a wrong form: {error}") from error
     if wanted > there:
         raise ValueError(f"its config describes a network of {wanted} weights, but it holds {there}")

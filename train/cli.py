@@ -280,6 +280,10 @@ def evaluate(
         )
         click.echo(f"top-1 {_percent(untold['top1'], untold['top1_interval95'])}")
         click.echo(f"top-5 {_percent(untold['top5'])}")
+        if groups and untold["all_groups"]:
+            group = untold["all_groups"]
+            click.echo(f"within the word's group {_percent(group['accuracy'], group['interval95'])}")
+        click.echo("The tables below are of the answers with word boundaries.")
     if results["damaged"]:
         click.echo(f"{results['damaged']} clips are damaged, and not counted")
     if missing := results["not_in_shards"]:

@@ -27,7 +27,8 @@ from lipprep.command import Command, LocalFolder
 def import_checkpoint(
     file: Path, run: Path, config: str | None, labels: Path | None, profile: str | None, as_json: bool
 ) -> None:
-    """Make a run of a published checkpoint, to evaluate, predict, embed, export or train further.
+    """Make a run of a published checkpoint, to evaluate, predict, embed or export, or to begin a training with
+    (init_from=RUN).
 
     Reads mpc001's (.pth, .pth.tar), those of its fork lipreading-snu (ckpt-step-N), VIPL's and euan's. Nothing in the
     file is executed. What does not fit the network is listed key by key.

@@ -135,6 +135,7 @@ def overfitting(clips: int) -> list[str]:
     chance += ("gain", "bias", "scale", "aspect", "rotation", "shift")
     still = {f"augment.{name}": 0 for name in chance} | {"label_smoothing": 0, "ema": 0, "schedule": "cosine"}
     still |= {"overfit": clips, "epochs": 100_000, "max_steps": 300, "eval_every": 25, "save_every": 100}
+    still |= {"teacher": "null", "freeze": "[]"}
     return [f"{name}={value}" for name, value in still.items()]
 
 
@@ -181,7 +182,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
     """The Config of plain containers (a recipe's, a checkpoint's), with overrides on top.
 
-    An override that names another trunk or head takes with it the options of `plain` that this one does not have.
+    An override that names another trunk or head leaves behind what `plain` says of the old one's options.
     Raises ValueError, also for OmegaConf's interpolations `${...}`: they can read the environment.
     """
     if any("${" in text for text in (*_strings(plain), *overrides)):
@@ -213,24 +214,20 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
 
 
 def _fitting(model: Any, overrides: Sequence[str]) -> Any:
-    """A `model` less the options that another trunk or head, which `overrides` name, does not have."""
+    """A `model` less the options of a trunk or head for which `overrides` name another: those are of the old one."""
     wanted = OmegaConf.from_dotlist([text for text in overrides if text.startswith("model") and "=" in text])
     trunk, head = OmegaConf.select(wanted, "model.trunk"), OmegaConf.select(wanted, "model.head.name")
     if not isinstance(model, Mapping) or (trunk is None and head is None):
         return model
-    from lipprep.train.models import HEADS, TRUNKS  # torch comes with them: not for settings alone
+    from lipprep.train.models import TRUNKS  # torch comes with them: not for settings alone
 
-    def kept(options: Mapping, known: Mapping, old: Any, new: Any) -> dict:
-        if not isinstance(old, str) or not isinstance(new, str) or old not in known or new not in known:
-            return dict(options)
-        before, after = known[old][1], known[new][1]
-        # Of one name and another form is `channels`: one number, or one for each of two layers.
-        common = {k for k in before.keys() & after if isinstance(before[k], tuple) == isinstance(after[k], tuple)}
-        return {key: value for key, value in options.items() if key in common or key not in before}
-
-    model = kept(model, TRUNKS, model.get("trunk"), trunk)
-    if isinstance(model.get("head"), Mapping):
-        model["head"] = kept(model["head"], HEADS, model["head"].get("name"), head)
+    model = dict(model)
+    if trunk is not None and trunk != model.get("trunk"):
+        of_trunks = set().union(*(options for _, options in TRUNKS.values()))
+        model = {key: value for key, value in model.items() if key not in of_trunks}
+    old = model.get("head")
+    if head is not None and isinstance(old, Mapping) and head != old.get("name"):
+        model["head"] = {}
     return model
 
 

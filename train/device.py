@@ -127,7 +127,7 @@ def new_model(config: Mapping, *, num_classes: int) -> nn.Module:
     """Build the model of a config; ValueError where the config is of a form that no model has."""
     try:
         return build(config, num_classes=num_classes)
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ValueError(f"the settings model.* are of a wrong form: {error}") from error

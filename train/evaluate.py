@@ -239,6 +239,9 @@ def evaluate(
     }
     if wanted:
         results |= within_groups(logits_NC, labels_N, labels=index.labels, groups=wanted)
+        if "without_boundary" in results:
+            untold_NC = together([own.logits if own.untold is None else own.untold for own in answers])
+            results["without_boundary"] |= within_groups(untold_NC, labels_N, labels=index.labels, groups=wanted)
     names = ("results.json", "words.csv", "confusion.csv", "confusion.png")
     results["files"] = [str(folder / name) for name in names]
     matrix = [["", *index.labels]]
@@ -246,7 +249,8 @@ def evaluate(
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(folder / "words.csv", _csv(word_table(confusion_CC, index.labels)))
     write_text(folder / "confusion.csv", _csv(matrix))
-    draw_confusion(confusion_CC, index.labels, folder / "confusion.png", title=f"{index.dataset}, {split}")
+    told = ", word boundaries told" if "without_boundary" in results else ""
+    draw_confusion(confusion_CC, index.labels, folder / "confusion.png", title=f"{index.dataset}, {split}{told}")
     return results
 
 

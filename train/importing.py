@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lipprep.stages.align import PROFILES, find_profile
 from lipprep.stages.crop import CropParameters
+from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, printable, read_text
 from lipprep.train.checkpoint import BEST, Checkpoint, read_state, save_checkpoint
 from lipprep.train.config import Config, as_plain, config_from, load_recipe, read_settings, recipes, save_config
@@ -78,8 +79,10 @@ def import_checkpoint(
     model = new_model(chosen.model, num_classes=len(words))
     model.load_state_dict(weights)
     parameters = _crop_parameters(chosen, profile)
+    notes = [*found.notes, *_assumed(chosen, found, labels=labels, profile=profile, config=config)]
     kept = {"imported": path.name, "sha256": _sha256(path), "family": found.family}
-    chosen = dataclasses.replace(chosen, profile=parameters["profile"], resolved=kept)
+    box = chosen.box if parameters["profile"] == "fixed" else None
+    chosen = dataclasses.replace(chosen, profile=parameters["profile"], box=box, resolved=kept)
     checkpoint = Checkpoint(
         model=model.state_dict(),
         optimizer={},
@@ -105,9 +108,33 @@ def import_checkpoint(
         parameters=sum(p.numel() for p in model.parameters()),
         tensors=len(weights),
         unused=found.unused,
-        notes=found.notes,
+        notes=notes,
         files=[run / CONFIG, run / BEST, (run / BEST).with_suffix(".json")],
     )
+
+
+def _assumed(
+    chosen: Config, found: Published, *, labels: Path | None, profile: str | None, config: str | None
+) -> list[str]:
+    """What is taken from elsewhere, as a file of weights cannot say it."""
+    model, taken = complete(chosen.model), []
+    if config is None:
+        taken.append(f"the activation {model['activation']}")
+        if "dilations" in model["head"]:
+            taken.append(f"the dilations {model['head']['dilations']}")
+    if profile is None:
+        taken.append(f"the profile {chosen.profile}")
+    notes = []
+    if taken:
+        flags = " and ".join(["--config"] * (config is None) + ["--profile"] * (profile is None))
+        known = ", ".join(taken)
+        notes.append(f"not in the file, and taken from {chosen.recipe}: {known}. If that is not so: {flags}")
+    if labels is None and found.family == "euan":
+        notes.append(
+            "its words are taken to be LRW's in alphabetical order, but its code numbers them as its folder of videos "
+            "listed them: if words come out wrong, give their order with --labels"
+        )
+    return notes
 
 
 def _read_config(config: str) -> Config:
@@ -120,6 +147,7 @@ def _read_config(config: str) -> Config:
         return config_from({"recipe": path.stem, **settings})
     try:
         model = model_of(settings)
+        complete(model)
     except ValueError as error:
         raise ValueError(f"{printable(path)}: {error}") from error
     for recipe in _ordered():
@@ -210,10 +238,12 @@ def _fitted(found: Published, config: Config, path: Path) -> dict[str, Tensor]:
             wrong.append(f"{called} is {tuple(theirs.shape)} in the file, {tuple(value.shape)} in the network")
         elif theirs.is_floating_point() != value.is_floating_point() or theirs.is_complex():
             wrong.append(f"{called} is of type {theirs.dtype}")
-        elif not theirs.isfinite().all():
+        elif not (ours_now := theirs.to(value.dtype)).isfinite().all():
             wrong.append(f"{called} has values that are no finite numbers")
+        elif name.endswith(".running_var") and (ours_now < 0).any():
+            wrong.append(f"{called} has variances below 0")
         else:
-            weights[name] = theirs.to(value.dtype).contiguous()
+            weights[name] = ours_now.contiguous()
     wrong += [f"{found.names[name]} is in the file alone" for name in found.weights if name not in ours]
     if wrong:
         more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -243,6 +273,10 @@ def _labels(path: Path | None, words: int) -> list[str]:
     if len(set(labels)) != words:
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ValueError(f"{printable(path)} lists {printable(twice)!r} twice")
+    try:
+        check_labels(labels)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {printable(error)}") from error
     return labels
 
 

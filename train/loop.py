@@ -89,6 +89,8 @@ def train(
     where = {"device": device, "cache": cache, "cache_size": cache_size}
     how = {"skip_corrupt": skip_corrupt, "other_shards": other_shards}
     with ranks.agreed(), explained(less_memory(config)):
+        if config.teacher and run.resolve() in (Path(config.teacher).resolve(), Path(config.teacher).resolve().parent):
+            raise ValueError(f"teacher={config.teacher} is of the run itself: name another one to learn from")
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
     _check_alike(work)
     with explained(less_memory(config)), contextlib.ExitStack() as stack:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable
+from lipprep.train.boundary import words_of
 from lipprep.train.cache import open_cache
 from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
 from lipprep.train.config import Config, as_plain, without_effect
@@ -25,8 +26,6 @@ from lipprep.train.optimize import make_optimizer
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.resume import check_resumable, load_moments, load_scale, warn_of_changes
 from lipprep.train.step import MovingAverage, Step
-
-SMALLEST = 32  # pixels of a crop's side: the trunks halve it four times
 
 
 @dataclass(frozen=True)
@@ -146,10 +145,6 @@ def prepare(
             f"the crops of the shards are {index.crop_size} pixels wide, augment.crop_size={config.augment.crop_size} "
             "cannot be cut from them: lower it, or make the shards with a larger --crop-size"
         )
-    if config.augment.crop_size < SMALLEST:
-        raise ValueError(
-            f"augment.crop_size={config.augment.crop_size} is too small for any network: {SMALLEST} or more"
-        )
     if index.profile != config.profile and ranks.main:
         warn(
             f"recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
@@ -168,6 +163,13 @@ def prepare(
             warn(sentence)
     torch.manual_seed(config.seed)
     model = new_model(config.model, num_classes=len(index.labels))
+    if config.augment.crop_size < model.smallest:
+        raise ValueError(
+            f"augment.crop_size={config.augment.crop_size} is too small for the trunk {config.model['trunk']}: "
+            f"{model.smallest} or more"
+        )
+    if model.boundary is not None and resume is None and ranks.main:
+        _check_boundaries(batches, plan[0], model.boundary, fps=index.fps)
     precision = training_precision(where, config.precision, model)
     model = place(model, where, precision=precision)
     if config.overfit:
@@ -258,6 +260,19 @@ def validates(config: Config, done: int, total: int, per_epoch: int) -> bool:
     return done % (config.eval_every or per_epoch) == 0 or done == total
 
 
+def _check_boundaries(batches: ShardBatches, places: np.ndarray, formula: str, *, fps: float) -> None:
+    """Warn where of none of the first clips it is known where its word stands: the network would be told nothing."""
+    batch = batches.read(places[:32])
+    seconds = {name: torch.from_numpy(batch[name]) for name in ("lengths", "durations", "times")}
+    frames_B2 = words_of(seconds, [formula], fps=fps)[formula]
+    if (frames_B2[:, 0] == frames_B2[:, 1]).all():
+        what = "a word_start and word_end" if formula == "times" else "a duration"
+        warn(
+            f"model.boundary={formula} is without effect: none of the first {len(frames_B2)} clips has {what}, so that "
+            "the network is told nothing (see `lipprep manifest`, and the formulas in docs/training.md)"
+        )
+
+
 def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: bool) -> None:
     """Have no gradients of the parts `names`; warn of those that are drawn at random, having no weight in `begun`.
 
@@ -271,10 +286,11 @@ def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: 
             known = ", ".join(part for part in parts if part and part.count(".") < 2)
             raise ValueError(f"freeze: the network has no part {name!r}: {hint}It has {known}, and their parts")
         parts[name].requires_grad_(False)
-        own = {key for key in model.state_dict() if key.startswith(f"{name}.")}
-        if tell and own and not own & begun:
+        own = {k for k in model.state_dict() if k.startswith(f"{name}.") and not k.endswith(".num_batches_tracked")}
+        if tell and (drawn := own - begun):
+            what = name if drawn == own else f"{len(drawn)} of {len(own)} weights of {name}"
             warn(
-                f"freeze: {name} is drawn at random and stays so: begin with the weights of a run that has learnt, "
+                f"freeze: {what}, drawn at random, will stay so: begin with the weights of a run that has learnt, "
                 "init_from=RUN"
             )
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)

@@ -163,16 +163,16 @@ def _euan(where: Mapping[str, Tensor], head: str | None) -> Published:
             f"{'euan_resnet34_temporal_conv' if head == 'bilstm' else 'euan_resnet34_bilstm'}"
         )
     names, unused = {}, {}
+    others = [rules for name, rules in _EUAN_HEADS.items() if name != head]
     for key in where:
         ours = _renamed(key, (*_EUAN, *_EUAN_HEADS.get(head, ())))
-        if ours != key:
-            names[ours] = key
-        elif _EUAN_STEM.match(key):
-            unused.setdefault(
-                "the stem of a ResNet for colour images, which its code builds and never calls", []
-            ).append(key)
-        else:
+        if _EUAN_STEM.match(key):
+            what = "the stem of a ResNet for colour images, which its code builds and never calls"
+            unused.setdefault(what, []).append(key)
+        elif ours == key and any(_renamed(key, rules) != key for rules in others):
             unused.setdefault("the other head", []).append(key)
+        else:
+            names[ours] = key
     return Published("euan", {ours: where[key] for ours, key in names.items()}, names, unused, notes)
 
 
@@ -197,6 +197,9 @@ def model_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         if "backbone_type" in options:
+            modality = options.get("modality", "video")
+            if modality != "video":
+                raise ValueError(f"it is for {modality}: lipprep reads lips alone")
             return _mpc001_model(options)
         if "border" in options or "n_class" in options:
             return _vipl_model(options)
@@ -220,6 +223,9 @@ _TRUNK_NAMES = {
 }
 
 
+_OF_FORK = ("senet18", "efficientnet_b3")
+
+
 def _mpc001_model(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["backbone_type"] not in _TRUNK_NAMES:
         known = ", ".join(_TRUNK_NAMES)
@@ -230,7 +236,8 @@ def _mpc001_model(options: Mapping[str, Any]) -> dict[str, Any]:
         model["width_mult"] = float(options["width_mult"])
     if options.get("use_boundary"):
         model["boundary"] = "mpc001"
-    if "densetcn_block_config" in options:
+    # As in mpc001's code, the TCN's options go before the others where both are there.
+    if options.get("densetcn_block_config") and not (options.get("tcn_num_layers") or options.get("tcn_options")):
         model["head"] = {
             "name": "dctcn",
             "block_layers": list(options["densetcn_block_config"]),
@@ -245,12 +252,17 @@ def _mpc001_model(options: Mapping[str, Any]) -> dict[str, Any]:
     tcn = options.get("tcn_options") or {k.removeprefix("tcn_"): v for k, v in options.items() if k.startswith("tcn_")}
     sizes = tcn["kernel_size"]
     sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+    if not sizes:
+        raise ValueError("tcn_kernel_size is empty")
     head: dict[str, Any] = {"num_layers": tcn["num_layers"], "dropout": float(tcn.get("dropout", 0.2))}
     head["channels"] = round(options.get("hidden_dim", HIDDEN) * tcn.get("width_mult", 1))
     name = "tcn" if len(sizes) == 1 else "mstcn"
     head |= {"kernel_size": sizes[0]} if len(sizes) == 1 else {"kernel_sizes": sizes}
     model["head"] = {"name": f"ds{name}" if tcn.get("dwpw") else name, **head}
     return model
+
+
+_TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f", "none")
 
 
 def _vipl_model(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,14 +289,17 @@ def _euan_model(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_true(value: object) -> bool:
-    """VIPL's command line has its booleans as text."""
-    return str(value).lower() in ("true", "1")
+    """VIPL's command line has its booleans as text. Raises ValueError for what is none."""
+    text = str(value).lower()
+    if text not in (*_TRUE, *_FALSE):
+        raise ValueError(f"{value!r:.40} is neither true nor false")
+    return text in _TRUE
 
 
 def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
-    """mpc001's configuration file of a network: the inverse of `model_of`.
+    """mpc001's configuration file of a network, or its fork's of trunks that it alone has: the inverse of `model_of`.
 
-    `model` has all options of its head. Raises ValueError, saying which part it is, where mpc001 has no such network.
+    `model` has all options of its head. Raises ValueError, saying which part it is, where neither has such a network.
     """
     head, names = dict(model["head"]), {ours: theirs for theirs, ours in _TRUNK_NAMES.items()}
     if model["trunk"] not in names:
@@ -297,6 +312,8 @@ def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("it has a neck, of which mpc001's have none")
     options = {"backbone_type": names[model["trunk"]], "relu_type": model["activation"]}
     options["width_mult"] = float(model.get("width_mult", 1.0))
+    if model["trunk"] in _OF_FORK and head["name"] not in ("tcn", "mstcn"):
+        raise ValueError(f"lipreading-snu, which has its trunk {model['trunk']}, has no head {head['name']}")
     if head["name"] == "dctcn":
         keys = {"block_layers": "block_config", "growth_rates": "growth_rate_set", "kernel_sizes": "kernel_size_set"}
         keys |= {"dilations": "dilation_size_set", "reduced_channels": "reduced_size", "squeeze_excitation": "se"}
@@ -315,23 +332,31 @@ def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
     sizes = [head["kernel_size"]] if "kernel_size" in head else list(head["kernel_sizes"])
     if "kernel_sizes" in head and len(sizes) == 1:
         raise ValueError(f"its head {head['name']} has one kernel size, for which mpc001 builds another network")
-    options |= {"tcn_kernel_size": sizes, "tcn_num_layers": head["num_layers"], "tcn_dropout": head["dropout"]}
-    return options | {"tcn_dwpw": head["name"].startswith("ds"), "tcn_width_mult": head["channels"] // HIDDEN}
+    tcn = {"kernel_size": sizes, "num_layers": head["num_layers"], "dropout": head["dropout"]}
+    tcn |= {"dwpw": head["name"].startswith("ds"), "width_mult": head["channels"] // HIDDEN}
+    if model["trunk"] in _OF_FORK:
+        return options | {"hidden_dim": HIDDEN, "modality": "video", "extract_feats": False, "tcn_options": tcn}
+    return options | {f"tcn_{name}": value for name, value in tcn.items()}
 
 
 def save_mpc001(checkpoint: Checkpoint, path: Path) -> list[Path]:
     """Write a checkpoint as mpc001's code loads it, and its configuration file (`--config-path`) beside it.
 
-    The weights are those to read with, under "model_state_dict", each TCN's tensors under both of their names. Raises
-    ValueError, saying why, where mpc001 has no such network.
+    The weights are those to read with, under "model_state_dict", each TCN's tensors under both of their names. Networks
+    with a trunk of lipreading-snu are for that fork, whose configuration is FILE.yaml. Raises ValueError, saying why,
+    where neither has such a network.
     """
+    model = complete(checkpoint.config["model"])
     try:
-        options = options_of(complete(checkpoint.config["model"]))
+        options = options_of(model)
     except ValueError as error:
         raise ValueError(f"mpc001's code cannot load this network: {error}") from error
     weights = OrderedDict((name, value.contiguous()) for name, value in checkpoint.weights.items())
     with replacing(path) as file:
         torch.save({"model_state_dict": weights}, file)
-    beside = path.with_name(f"{path.name}.json")
+    if model["trunk"] in _OF_FORK:
+        options["num_classes"] = len(checkpoint.labels)
+    # What is JSON is YAML, too.
+    beside = path.with_name(f"{path.name}.{'yaml' if model['trunk'] in _OF_FORK else 'json'}")
     write_text(beside, json.dumps(options, indent=2) + "\n")
     return [path, beside]

@@ -64,6 +64,11 @@ def check_resumable(
     With `other_shards` what is different about the shards is warned of (where `tell` is set) and no more, if they have
     as many words.
     """
+    if not checkpoint.optimizer:
+        raise ValueError(
+            "an imported checkpoint has no state of training to go on from: begin a new run with its weights, "
+            "init_from=PATH, in another --run"
+        )
     try:
         check_fits(checkpoint, index)
         if checkpoint.dataset != index.fingerprint:

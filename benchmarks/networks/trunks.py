@@ -112,6 +112,8 @@ def resnet(counts: Sequence[int]):
         kind = PreActivationBlock if before else Block
         trunk = residual(64, (64, 128, 256, 512), counts, lambda *shape: kind(*shape, activation))
         if before:
+            # The stem has just ended with both.
+            trunk.layer1[0].bn1 = trunk.layer1[0].relu1 = nn.Identity()
             trunk.add_module("norm", nn.BatchNorm2d(512))
             trunk.add_module("relu", activation(512))
         return Stem(64, activation, bias=model.get("stem_bias", False)), average(trunk), 512

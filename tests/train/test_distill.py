@@ -148,3 +148,10 @@ def test_a_student_is_rehearsed_and_learns_clips_by_heart(shards, tiny, trained_
     assert rehearse(config, shards=shards, device="cpu").parts["forward"] > 0
     config = load_recipe("compact", [*overfitting(8), *tiny, "max_steps=2", f"teacher={trained_run}"])
     assert train(config, shards=shards, run=tmp_path / "r", device="cpu").validated == 8
+
+
+def test_a_run_does_not_learn_from_itself(shards, tiny, trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    for teacher in (run, run / "best.pt"):
+        with pytest.raises(ValueError, match="is of the run itself"):
+            train(load_recipe("compact", [*tiny, f"teacher={teacher}"]), shards=shards, run=run, device="cpu")

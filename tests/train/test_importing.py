@@ -185,6 +185,37 @@ def test_labels_must_be_as_many_as_the_classifier_has_rows(tmp_path):
         import_checkpoint(tmp_path / "c.pth", tmp_path / "run", config="lrw_snv05x_tcn2x")
 
 
+def test_what_a_file_cannot_say_is_told(tmp_path):
+    torch.save({"model_state_dict": published_weights("lrw_snv05x_tcn1x")}, tmp_path / "c.pth")
+    (note,) = import_checkpoint(tmp_path / "c.pth", tmp_path / "a").notes
+    assert "the activation prelu, the profile lrw2021. If that is not so: --config and --profile" in note
+    (note,) = import_checkpoint(tmp_path / "c.pth", tmp_path / "b", config="lrw_snv05x_tcn1x").notes
+    assert "activation" not in note and note.endswith("--profile")
+    # An import has made no step: it is begun with, not gone on with.
+    result = CliRunner().invoke(main, ["train", "--resume", str(tmp_path / "a"), "--shards", str(tmp_path)])
+    assert "neither best.pt nor last.pt" not in result.output
+
+
+def test_of_euan_nothing_is_left_out_unsaid():
+    weights = {
+        **published_weights("euan_resnet34_lstm"),
+        "resnet.odd.weight": torch.zeros(1),
+        "lstm.odd": torch.zeros(1),
+    }
+    found = read_weights(weights)
+    assert len(found.unused["the other head"]) == 23
+    assert {"resnet.odd.weight", "lstm.odd"} <= set(found.weights)  # which no network has: they are told as such
+
+
+def test_networks_of_the_fork_are_described_in_its_words(tmp_path):
+    config = load_recipe("lrw_senet18_mstcn").model
+    options = options_of(complete(config))
+    about = golden("lrw_senet18_mstcn")[0]["config"]
+    assert {name: options[name] for name in about if name != "num_classes"} == {
+        name: value for name, value in about.items() if name != "num_classes"
+    }
+
+
 def test_what_is_exported_for_mpc001_is_its_checkpoint_and_comes_back_the_same(tmp_path):
     weights = published_weights("lrw_snv05x_tcn1x")
     torch.save({"model_state_dict": weights}, tmp_path / "c.pth")
@@ -266,6 +297,9 @@ def test_networks_that_mpc001_has_not_are_not_described_in_its_words(model, why)
         ({"backbone_type": "resnet"}, "lacks 'relu_type'"),
         ({"backbone_type": "resnet", "relu_type": "relu", "tcn_kernel_size": [3]}, "lacks 'num_layers'"),
         ({"layers": 3}, "none that is known"),
+        ({"backbone_type": "resnet", "modality": "audio"}, "it is for audio"),
+        ({"backbone_type": "resnet", "relu_type": "relu", "tcn_kernel_size": [], "tcn_num_layers": 4}, "is empty"),
+        ({"border": "perhaps"}, "neither true nor false"),
     ],
 )
 def test_configurations_that_are_none_are_refused(options, why):

@@ -155,8 +155,8 @@ def test_weights_that_are_no_numbers_begin_no_run(value, shards, tiny, trained_r
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["augment.crop_size=4"], "too small for any network: 32"),
-        (["model.head.channels=-1"], r"settings model\.\* are of a wrong form"),
+        (["augment.crop_size=4"], "too small for the trunk compact: 32"),
+        (["model.head.channels=-1"], "channels of the compact head is -1: it must be a whole number from 1 on"),
         (["compile=true"], "not for the trunk compact"),
         (["freeze=[frontend]"], r"no part 'frontend': did you mean frontend3D\? It has trunk, trunk\.layer1.*tcn"),
         (["freeze=[trunk,frontend3D,tcn]"], "leaves nothing to train"),
@@ -176,8 +176,15 @@ def test_what_is_frozen_at_random_is_told(shards, tiny, trained_run, tmp_path, c
         assert "parameters stay as they are" in said.out
         return said.err
 
-    assert "freeze: frontend3D is drawn at random and stays so" in said("a", "freeze=[frontend3D]")
+    assert "freeze: frontend3D, drawn at random, will stay so" in said("a", "freeze=[frontend3D]")
     assert not said("b", "freeze=[frontend3D,trunk.layer1]", f"init_from={trained_run}")
     wider = [f"init_from={trained_run}", "model.head.channels=16", "freeze=[frontend3D,tcn.convs.1]"]
     told = said("c", *wider)
-    assert "freeze: tcn.convs.1 is drawn at random" in told and "frontend3D is" not in told
+    assert "freeze: tcn.convs.1, drawn at random" in told and "frontend3D" not in told
+
+
+def test_a_boundary_that_no_clip_has_is_told_of(shards, tiny, tmp_path, capsys):
+    for formula, said in (("times", True), ("mpc001", False)):  # of every third clip the duration is known
+        config = load_recipe("compact", [*tiny, "max_steps=1", f"model.boundary={formula}"])
+        train(config, shards=shards, run=tmp_path / formula, device="cpu")
+        assert ("none of the first 8 clips has a word_start and word_end" in capsys.readouterr().err) == said

@@ -148,7 +148,7 @@ def test_networks_are_told_by_their_names_and_what_differs():
     recipe = config.load_recipe("lrw_resnet34_bilstm").model
     neck = "neck (channels 256, norm)"
     head = "bilstm (independent, consensus posteriors)"
-    assert table.network_of(recipe) == f"resnet34 (preactivation, stem_bias) + {neck} + {head}, relu"
+    assert table.network_of(recipe) == f"resnet34 (preactivation) + {neck} + {head}, relu"
     narrow = config.load_recipe("lrw_resnet18_mstcn", ["model.head.kernel_sizes=[3,5]", "model.head.dropout=0"]).model
     assert table.network_of(narrow) == "resnet18 + mstcn (kernel_sizes (3, 5)), swish"
 

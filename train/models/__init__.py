@@ -188,6 +188,23 @@ def _refuse_unknown(what: str, keys: set[str], known: set[str]) -> None:
         raise ValueError(f"unknown {what} option {', '.join(unknown)}: {hint}known are {', '.join(sorted(known))}")
 
 
+def _check(what: str, value: Any, like: Any) -> None:
+    """Raise ValueError unless a value is of the kind of a default: a number from 1, a part, true or false, a name."""
+    if isinstance(like, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(like, int):
+        fits, wanted = type(value) is int and value >= 1, "a whole number from 1 on"
+    elif isinstance(like, float):
+        fits, wanted = type(value) in (int, float) and 0 <= value <= 2, "a number"
+    elif isinstance(like, tuple | list):
+        listed = isinstance(value, list | tuple) and len(value) > 0
+        fits, wanted = listed and all(type(v) is int and v >= 1 for v in value), "a list of whole numbers from 1 on"
+    else:
+        fits, wanted = isinstance(value, str), "a name"
+    if not fits:
+        raise ValueError(f"{what} is {value!r:.80}: it must be {wanted}")
+
+
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration with every option of its trunk, neck and head spelt out, in plain containers.
 
@@ -214,6 +231,13 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     _, of_head = _choose("head", name, HEADS)
     _refuse_unknown(f"{name} head", set(head), set(of_head))
     head = {key: list(value) if isinstance(value, list | tuple) else value for key, value in (of_head | head).items()}
+    for key, value in head.items():
+        _check(f"{key} of the {name} head", value, of_head[key])
+    for key, value in neck.items():
+        if value is not None or _NECK[key] is not None:
+            _check(f"{key} of the neck", value, 1 if key == "channels" else _NECK[key])
+    for key in set(options) & set(config):
+        _check(key, config[key], options[key])
     if name not in _ANY_KERNEL:
         for kernel_size in head.get("kernel_sizes", [head.get("kernel_size", 1)]):
             if kernel_size % 2 == 0:

@@ -23,8 +23,14 @@ def activation(name: str, channels: int) -> nn.Module:
 
 def initialise(model: nn.Module) -> None:
     """Draw weights as the published LRW networks do: normal, scaled by the fan-out for convolutions
-    (He et al. 2015) and by the fan-in for linear layers; biases of convolutions zero."""
+    (He et al. 2015) and by the fan-in for linear layers; biases of convolutions zero.
+
+    Parts that have `drawn_by_torch` keep what torch has drawn, as the published ones of their kind do.
+    """
+    kept = {part for module in model.modules() if getattr(module, "drawn_by_torch", False) for part in module.modules()}
     for module in model.modules():
+        if module in kept:
+            continue
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             # All output channels count, for grouped convolutions too, as in the published code.
             fan_out = math.prod(module.kernel_size) * module.out_channels

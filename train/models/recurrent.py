@@ -24,6 +24,8 @@ class Recurrent(nn.Module):
     classifier.
     """
 
+    drawn_by_torch = True
+
     def __init__(
         self,
         in_channels: int,

@@ -4,6 +4,7 @@ ResNet-18 and -34 (He et al. 2016a), with pre-activation (He et al. 2016b), or w
 2018).
 """
 
+import math
 from collections import OrderedDict
 
 from torch import Tensor, nn
@@ -25,6 +26,12 @@ class SqueezeExcite(nn.Module):
             nn.Linear(channels // REDUCTION, channels, bias=bias),
             nn.Sigmoid(),
         )
+        # Where it has biases it is published as convolutions of one pixel, and drawn as those are.
+        self.drawn_by_torch = bias
+        if bias:
+            for layer in (self.excitation[0], self.excitation[2]):
+                nn.init.normal_(layer.weight, std=math.sqrt(2 / layer.out_features))
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return x_NCHW * self.excitation(x_NCHW.mean((2, 3)))[:, :, None, None]
@@ -67,12 +74,12 @@ class BasicBlock(nn.Module):
 
 class PreActivationBlock(nn.Module):
     """Twice (norm, activation, 3x3 convolution) and a residual; where the shape changes, that is a 1x1 convolution of
-    what the first norm and activation give."""
+    what the first norm and activation give. The `first` block of a trunk has neither: the stem ends with them."""
 
-    def __init__(self, in_channels: int, channels: int, *, stride: int, activation_name: str):
+    def __init__(self, in_channels: int, channels: int, *, stride: int, activation_name: str, first: bool):
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = activation(activation_name, in_channels)
+        self.bn1 = nn.Identity() if first else nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.Identity() if first else activation(activation_name, in_channels)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = activation(activation_name, channels)
@@ -112,7 +119,7 @@ class ResNet(nn.Sequential):
             for block in range(count):
                 how = {"stride": 2 if number > 1 and block == 0 else 1, "activation_name": activation_name}
                 if preactivation:
-                    layer.append(PreActivationBlock(in_channels, width, **how))
+                    layer.append(PreActivationBlock(in_channels, width, first=number == 1 and block == 0, **how))
                 else:
                     gate = SqueezeExcite(width, bias=gate_bias) if gated else None
                     layer.append(BasicBlock(in_channels, width, gate=gate, **how))

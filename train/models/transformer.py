@@ -19,6 +19,7 @@ class TransformerHead(nn.Module):
     """Layers of self-attention over a clip's own frames, their mean, a classifier; padding is not looked at."""
 
     ignores_padding = True
+    drawn_by_torch = True
 
     def __init__(
         self,
