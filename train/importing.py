@@ -5,6 +5,7 @@ are those of the recipe whose network has these shapes.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -186,20 +187,8 @@ def _empty(config: Config, words: int) -> torch.nn.Module:
 def _recipe_of(found: Published, path: Path) -> Config:
     """The recipe whose network has just these shapes. Raises ValueError where none has, or several that differ do."""
     theirs = {name: tuple(value.shape) for name, value in found.weights.items() if not name.endswith(_COUNTER)}
-    words = _words_in(found, path)
-    fitting: list[Config] = []
-    tried: list[dict] = []
-    nearest: tuple[int, str] = (len(theirs) + 1, "")
-    for recipe in _ordered():
-        config = load_recipe(recipe)
-        if (network := _comparable(config.model)) in tried:
-            continue
-        tried.append(network)
-        ours = _shapes(_empty(config, words))
-        wrong = sum(theirs.get(name) != ours.get(name) for name in {**ours, **theirs})
-        nearest = min(nearest, (wrong, recipe))
-        if not wrong:
-            fitting.append(config)
+    networks = _networks(_words_in(found, path))
+    fitting = [config for config, ours in networks if ours == theirs]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -208,11 +197,25 @@ def _recipe_of(found: Published, path: Path) -> Config:
             f"{printable(path)}: several networks have its shapes ({names}) and differ in what leaves no trace there: "
             "name one with --config"
         )
-    near = f"; the nearest, {nearest[1]}, differs in {nearest[0]} of them" if nearest[1] else ""
-    raise ValueError(
-        f"{printable(path)}: no recipe has a network of its {len(theirs)} shapes{near}. Name its configuration with "
-        "--config: a recipe's name, or the file that it was trained with"
+    wrong, nearest = min(
+        (sum(theirs.get(name) != ours.get(name) for name in {**ours, **theirs}), config.recipe)
+        for config, ours in networks
     )
+    raise ValueError(
+        f"{printable(path)}: no recipe has a network of its {len(theirs)} shapes; the nearest, {nearest}, differs in "
+        f"{wrong} of them. Name its configuration with --config: a recipe's name, or the file that it was trained with"
+    )
+
+
+@functools.cache
+def _networks(words: int) -> list[tuple[Config, dict[str, tuple[int, ...]]]]:
+    """Every network that a recipe has, once, with its shapes."""
+    found, seen = [], []
+    for config in map(load_recipe, _ordered()):
+        if (network := _comparable(config.model)) not in seen:
+            seen.append(network)
+            found.append((config, _shapes(_empty(config, words))))
+    return found
 
 
 def _words_in(found: Published, path: Path) -> int:

@@ -129,13 +129,13 @@ def test_a_line_holds_the_mean_loss_of_the_steps_since_the_last(shards, tiny, tm
 def test_only_training_steps_run_in_the_precision_of_auto(shards, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(devices, "_cpu_has_bf16", lambda _: True)
     monkeypatch.setattr(torch, "__version__", "2.99.0+cu199")
-    seen, original = set(), LipReader.forward
+    seen, original = set(), LipReader.read_features
 
     def spied(model, *args):
         seen.add((model.training, torch.is_autocast_enabled("cpu")))
         return original(model, *args)
 
-    monkeypatch.setattr(LipReader, "forward", spied)
+    monkeypatch.setattr(LipReader, "read_features", spied)
     run = tmp_path / "r"
     train(load_recipe("compact", [*tiny, "max_steps=2"]), shards=shards, run=run, device="cpu")
     assert seen == {(True, True), (False, False)}

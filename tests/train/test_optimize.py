@@ -14,7 +14,7 @@ from lipprep.train.run import open_run
 
 
 def rates(*settings: str, total: int, per_epoch: int) -> list[float]:
-    config = load_recipe("lrw_resnet18_mstcn", ["lr=1", *settings])
+    config = load_recipe("lrw_resnet18_mstcn", ["lr=1", "schedule=cosine", *settings])
     return [learning_rate(step, total=total, per_epoch=per_epoch, config=config) for step in range(total)]
 
 
@@ -25,7 +25,7 @@ def test_the_rate_warms_up_and_falls_to_zero():
     assert found[10:] == sorted(found[10:], reverse=True)
     assert found[55] == pytest.approx(0.5)
     assert 0 < found[99] < 1e-3
-    published = load_recipe("lrw_resnet18_mstcn")
+    published = load_recipe("lrw_resnet18_mstcn", ["schedule=cosine"])
     assert learning_rate(0, total=80, per_epoch=1, config=published) == published.lr
     assert learning_rate(20, total=80, per_epoch=1, config=published) == pytest.approx(
         published.lr * (1 + math.sqrt(0.5)) / 2

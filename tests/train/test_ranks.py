@@ -81,6 +81,7 @@ def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, s
         assert training[0] == pytest.approx(training[1], rel=2e-4)
 
 
+@pytest.mark.cluster
 def test_several_processes_keep_what_is_frozen_and_learn_from_a_teacher(shards, tiny, trained_run, tmp_path):
     settings = [*tiny, *EXACT, "max_steps=3", f"init_from={trained_run}", f"teacher={trained_run}"]
     settings += ["freeze=[frontend3D,trunk.layer2]", "augment.mixup=0.4", "eval_every=9"]

@@ -31,7 +31,7 @@ def made(tiny, *settings, precision="fp32", **more):
     config = load_recipe("compact", [*tiny, "model.head.dropout=0", *settings])
     config = dataclasses.replace(config, resolved={"precision": precision})
     torch.manual_seed(0)
-    model = place(new_model(config.model, num_classes=4), CPU)
+    model = place(new_model(config.model, num_classes=4), CPU, precision="fp32")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     average = MovingAverage(model, config.ema) if config.ema else None
     more |= {"clips": 8, "size": 96, "fps": 25.0, "device": CPU, "average": average}

@@ -81,6 +81,7 @@ def test_a_run_that_fails_after_its_settings_were_changed_can_be_seen_again(trai
         assert fails(again.split()[1:])[0] == first
 
 
+@pytest.mark.cluster
 def test_gradients_that_are_scaled_to_nothing_stop_a_run(shards, tiny, tmp_path):
     config = load_recipe("compact", [*tiny, "precision=fp16", "max_steps=4", "keep_every=2"])
     train(config, shards=shards, run=tmp_path / "a", device="cpu")
