@@ -95,15 +95,21 @@ def _want(layout, flags: dict):
 
     before = read_wanted(layout.plan)
     if flags.get("from_crops") and not before.from_crops:
-        before = Wanted()  # what was said of videos says nothing of crops
+        before = Wanted(box=None)  # what was said of videos says nothing of crops
     wanted = dataclasses.replace(before, **{k: v for k, v in flags.items() if v is not None})
     if wanted.mean_face == PUBLISHED:
         wanted = dataclasses.replace(wanted, mean_face=None)
-    if wanted.from_crops and (flags.get("exact") is not None or flags.get("box") is not None):
-        raise ValueError("--exact, --luma and --box say how crops are cut, and those in files are: leave them out")
+    if wanted.from_crops and flags.get("exact") is not None:
+        raise ValueError("--exact and --luma say how crops are cut, and those in files are: leave them out")
     fixed = wanted.profile == "fixed"
     if flags.get("box") is not None and not fixed:
         raise ValueError(f"--box is for --profile fixed, and the profile is {wanted.profile}")
+    if wanted.from_crops and fixed and wanted.box is not None and wanted.box[2] != wanted.crop_size:
+        raise ValueError(
+            f"the box {','.join(map(str, wanted.box))} is {wanted.box[2]} pixels wide, and the crops in the files are "
+            f"of {wanted.crop_size}: give --box as they were cut; leave it out where it is not known, or where they "
+            "were resized after"
+        )
     if flags.get("crop_size") is None and not wanted.from_crops and (fixed or before.profile == "fixed"):
         # A box has its own size, which says nothing of other profiles'.
         wanted = dataclasses.replace(wanted, crop_size=wanted.box[2] if fixed else Wanted.crop_size)
@@ -316,6 +322,7 @@ def shards(
       lipprep shards -m manifests/lrw.jsonl -o shards
       lipprep shards --codec npy --profile lrw2022
       lipprep shards --from-crops LRW_h96w96_mouth_crop_gray --profile lrw2021 --annotations lipread_mp4
+      lipprep shards --from-crops vipl_crops --profile fixed --box 79,115,96,96
     """
     from lipprep.pipeline.from_crops import keep_manifest
     from lipprep.pipeline.run import check_out, run_stage

@@ -74,7 +74,12 @@ CROPS = options(
         type=FILE,
         help="Another mean face: .npy, (68, 2), pixels in a 256x256 frame; or `published`.  [default: published]",
     ),
-    click.option("--box", metavar="X,Y,W,H", help="The box of profile fixed, pixels.  [default: 80,116,96,96]"),
+    click.option(
+        "--box",
+        metavar="X,Y,W,H",
+        help="The box of profile fixed, pixels; of crops that exist, the one that they were cut with.  [default: "
+        "80,116,96,96; of those, not known]",
+    ),
 )
 
 

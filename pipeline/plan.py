@@ -44,7 +44,7 @@ def stage_parameters(wanted: Wanted) -> dict[str, dict]:
         crops["crops_from"] = "files"
     else:
         crops["exact"] = wanted.exact
-    if wanted.profile == "fixed" and not wanted.from_crops:
+    if wanted.profile == "fixed" and wanted.box is not None:
         crops["box"] = list(wanted.box)
     if wanted.profile not in ("fixed", "unaligned"):
         crops["mean_face"] = wanted.mean_face and file_digest(Path(wanted.mean_face))

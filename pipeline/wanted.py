@@ -24,8 +24,9 @@ class Wanted:
     `identity` names the detector with its weights, as `lipprep landmarks` found them: other stages run where
     the weights are not. `archive` and `persons` are the folder of published landmark files and its table of
     persons; `mean_face` is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
-    `from_crops`: the manifest's files are no videos but mouth crops, which were cut so; `annotations` is the folder
-    that their words' durations are read from, and `labels` the label file, where they are listed again.
+    `from_crops`: the manifest's files are no videos but mouth crops, which were cut so (`box` None: it is not known
+    where); `annotations` is the folder that their words' durations are read from, and `labels` the label file, where
+    they are listed again.
     """
 
     detector: str = "mesh"
@@ -35,7 +36,7 @@ class Wanted:
     profile: str = "lrw2021"
     crop_size: int = 96
     exact: bool = False
-    box: tuple[int, int, int, int] = (80, 116, 96, 96)
+    box: tuple[int, int, int, int] | None = (80, 116, 96, 96)
     mean_face: str | None = None
     codec: str = "jpeg"
     quality: int = 95
@@ -60,14 +61,17 @@ def read_wanted(path: Path | RemotePath) -> Wanted:
             raise ValueError("it is no mapping of settings")
         fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), plain))
         # OmegaConf's tuples are of any length.
-        if len(fields["box"]) != 4:
-            raise ValueError(f"box has {len(fields['box'])} numbers, not 4")
+        box = fields["box"]
+        if box is None and not fields["from_crops"]:
+            raise ValueError("box is null, which only that of crops in files may be")
+        if box is not None and len(box) != 4:
+            raise ValueError(f"box has {len(box)} numbers, not 4")
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it"
         ) from error
-    return Wanted(**{**fields, "box": tuple(fields["box"])})
+    return Wanted(**{**fields, "box": box and tuple(box)})
 
 
 def write_wanted(path: Path | RemotePath, wanted: Wanted) -> None:
@@ -83,8 +87,8 @@ def crop_parameters(wanted: Wanted) -> "CropParameters":
     """What is wanted of the crops; ValueError where no crop can be cut so."""
     from lipprep.stages.crop import CropParameters
 
-    # A box that was cut already may have been anywhere.
-    box = (0, 0, wanted.crop_size, wanted.crop_size) if wanted.from_crops else wanted.box
+    # Of crops in files the box need not be known, and cuts nothing.
+    box = wanted.box or (0, 0, wanted.crop_size, wanted.crop_size)
     return CropParameters(profile=wanted.profile, crop_size=wanted.crop_size, exact=wanted.exact, box=box)
 
 

@@ -259,7 +259,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def check_fits(checkpoint: Checkpoint, index: Index) -> None:
     """Raise ValueError, saying what differs, where a model cannot be used on these shards.
 
-    Warns where it can, but the crops were made by other means: another detector, or another `exact`.
+    Warns where it can, but the crops were made by other means: another detector, or another `exact`; or where one of
+    the two does not know the box that its crops were cut with. Of crops from files it is not known by what means.
     """
     if list(index.labels) != checkpoint.labels:
         ours, theirs = set(checkpoint.labels), set(index.labels)
@@ -282,11 +283,23 @@ def check_fits(checkpoint: Checkpoint, index: Index) -> None:
         raise ValueError(f"the checkpoint was trained on clips of {checkpoint.fps} fps, the shards have {index.fps}")
     ours, theirs = checkpoint.parameters, index.parameters
     for name, flag in (("mean_face", "--mean-face"), ("box", "--box")):
-        if _plain(ours.get(name)) != _plain(theirs.get(name)):
+        values = [_plain(parameters.get(name)) for parameters in (ours, theirs)]
+        if values[0] == values[1]:
+            continue
+        if name == "mean_face" or None not in values:
             raise ValueError(
                 f"the checkpoint was trained on crops of another {name} than the shards have: make shards with "
                 f"the same {flag} as those it was trained on"
             )
+        # Crops in files may have been cut anywhere, and a mean face of None is the published one.
+        mute, known = ("checkpoint does", "shards'") if values[0] is None else ("shards do", "checkpoint's")
+        warn(
+            f"the {mute} not say which box their crops were cut with, and the {known} were cut with "
+            f"{values[0] or values[1]}: accuracy may be lower if it was another "
+            "(`lipprep shards --from-crops DIR --box X,Y,W,H` says it)"
+        )
+    if "files" in (ours.get("crops_from"), theirs.get("crops_from")):
+        return
     for name, default in (("exact", False), ("detector", None), ("identity", None)):
         if ours.get(name, default) != theirs.get(name, default):
             warn(

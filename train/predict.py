@@ -72,7 +72,8 @@ class Reader:
 def load_reader(run: Path, *, device: str = "auto") -> Reader:
     """The reader of a run folder (its best.pt) or a checkpoint file.
 
-    Raises ValueError where there is none, or it does not say which mean face its clips were aligned to.
+    Raises ValueError where there is none, or it does not say which mean face its clips were aligned to, or which box
+    they were cut with.
     """
     path = find_checkpoint(run)
     reader = reader_of(load_checkpoint(path), path, device=device)
@@ -93,6 +94,11 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
     given = {name: value for name, value in parameters.items() if name in known and value is not None}
     if "box" in given:
         given["box"] = tuple(given["box"])
+    elif checkpoint.profile == "fixed":
+        raise ValueError(
+            f"{path} was trained on crops of profile fixed, but does not hold the box that they were cut with: pack "
+            "them again, `lipprep shards --from-crops DIR --profile fixed --box X,Y,W,H`, and train again on those"
+        )
     crop = CropParameters(**given)
     detector = load_detector("mesh")
     face = parameters.get("mean_face")

@@ -150,11 +150,15 @@ def prepare(
             f"recipe {config.recipe} is meant for crops of profile {config.profile}, these shards are "
             f"of {index.profile}: published weights and figures do not carry over"
         )
-    elif config.box is not None and list(index.parameters.get("box") or []) != config.box and ranks.main:
-        warn(
-            f"recipe {config.recipe} is meant for crops of the box {config.box}, these shards are of "
-            f"{index.parameters.get('box') or 'another'}: published weights and figures do not carry over"
-        )
+    elif config.box is not None and (box := index.parameters.get("box")) != config.box and ranks.main:
+        meant = f"recipe {config.recipe} is meant for crops of the box {config.box}"
+        if box is None:
+            warn(
+                f"the shards do not say which box their crops were cut with, and {meant}: of another, published "
+                "weights and figures do not carry over"
+            )
+        else:
+            warn(f"{meant}, these shards are of {box}: published weights and figures do not carry over")
 
     if config.sync_batchnorm and ranks.world == 1 and ranks.main:
         warn("sync_batchnorm is for several processes: in one, each slice of a batch is normalised by itself")

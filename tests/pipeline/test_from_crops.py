@@ -263,9 +263,11 @@ PROFILED = ("--from-crops", "mouths", "--profile", "lrw2021")
         (None, (*PROFILED[:3], "lrw2023"), "'lrw2023' is not one of 'lrw2021', 'lrw2022'"),
         (None, ("--from-crops", "absent", *PROFILED[2:]), "there is no folder absent of mouth crops"),
         (None, ("--from-crops", "mouths/ABOUT", *PROFILED[2:]), r"no mouth crops WORD/\{train,val,test\}/NAME.npz"),
-        (None, (*PROFILED, "--exact"), "--exact, --luma and --box say how crops are cut"),
+        (None, (*PROFILED, "--exact"), "--exact and --luma say how crops are cut"),
         (None, (*PROFILED, "--luma"), "leave them out"),
-        (None, (*PROFILED[:3], "fixed", "--box", "0,0,16,16"), "leave them out"),
+        (None, (*PROFILED, "--box", "0,0,16,16"), "--box is for --profile fixed"),
+        (None, (*PROFILED[:3], "fixed", "--box", "0,0,16"), "not of the form X,Y,W,H"),
+        (None, (*PROFILED[:3], "fixed", "--box", "0,0,24,24"), "24 pixels wide, .* of 16: .*leave it out where it is"),
         (None, (*PROFILED, "--detector", "mesh"), "No such option.*--detector"),
         (None, (*PROFILED, "--root", "mouths"), "--from-crops lists them: give one"),
         (None, (*PROFILED, "--annotations", "absent"), "no folder .*absent of annotations"),
@@ -298,6 +300,23 @@ def test_crops_are_not_taken_for_videos_nor_videos_for_crops(crops, pack, lippre
     assert "leave them out" in lipprep("shards", "--exact", code=1).stderr
     lipprep("manifest", "lrw", corpus, "-o", "manifests/mouths.jsonl")
     assert "is no whole file of crops" in lipprep("shards", "-j", 1, code=1).stderr
+
+
+def test_the_box_that_crops_were_cut_with_is_kept_where_it_is_known(crops, pack, lipprep):
+    def box() -> list | None:
+        return load_index(Path("shards")).parameters.get("box")
+
+    assert pack("--from-crops", crops, "--profile", "fixed")["ok"] == 12 and box() is None
+    assert "box: null" in Path("work/mouths/plan.yaml").read_text()
+    assert pack("--from-crops", crops, "--box", "80,120,16,16")["ok"] == 12 and box() == [80, 120, 16, 16]
+    assert pack()["chunks_made"] == 0 and box() == [80, 120, 16, 16]
+    pack("--profile", "unaligned")
+    assert box() is None
+    said = lipprep("shards", "--profile", "fixed", "--crop-size", 8, code=1).stderr
+    assert "the box 80,120,16,16 is 16 pixels wide" in said
+    plan = Path("work/mouths/plan.yaml")
+    plan.write_text("box: null\n")
+    assert "box is null, which only" in lipprep("shards", code=1).stderr
 
 
 def test_crops_in_a_store(crops, pack, bucket):

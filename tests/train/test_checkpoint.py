@@ -173,3 +173,16 @@ def test_crops_made_by_other_means_are_warned_of(trained_run, make_index, capsys
     check_fits(checkpoint, make_index(exact=True, detector="fan", identity="fan-12345678"))
     err = capsys.readouterr().err
     assert "exact False" in err and "fan-12345678" in err
+    check_fits(checkpoint, make_index(crops_from="files", exact=True, detector="fan"))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mute", ["checkpoint does", "shards do"])
+def test_a_box_that_is_not_known_is_warned_of(mute, trained_run, make_index, capsys):
+    checkpoint = load_checkpoint(trained_run / "last.pt")
+    box = {"box": [79, 115, 96, 96]}
+    known = dataclasses.replace(checkpoint, parameters=checkpoint.parameters | box)
+    check_fits(known, make_index(**box))
+    assert capsys.readouterr().err == ""
+    check_fits(*((known, make_index()) if mute == "shards do" else (checkpoint, make_index(**box))))
+    assert f"the {mute} not say which box their crops were cut with" in capsys.readouterr().err

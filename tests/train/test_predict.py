@@ -100,6 +100,11 @@ def test_crops_are_aligned_to_the_mean_face_of_training(load_with, face, cut, tm
         load_with(mean_face="0" * 64)
 
 
+def test_without_the_box_of_training_nothing_is_guessed(load_with):
+    with pytest.raises(ValueError, match=r"does not hold the box .*--box X,Y,W,H.* train again"):
+        load_with(profile="fixed")
+
+
 def test_exact_crops_are_cut_from_colour(load_with, face, cut, tmp_path):
     video = write_video(tmp_path / "v.mp4", [face] * 3)
     for exact in (False, True):

@@ -1,6 +1,7 @@
 """What is refused, told or taken over before the first step."""
 
 import math
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
 from lipprep.train.config import load_recipe
 from lipprep.train.loop import train
+from lipprep.train.prepare import prepare
 from lipprep.train.run import open_run
 
 
@@ -26,6 +28,24 @@ def test_another_profile_than_the_recipes_is_warned_of(make_shards, tiny, tmp_pa
     assert "meant for crops of profile lrw2021" in said.err
     assert "no split val" in said.out
     assert not (tmp_path / "r" / "best.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        (None, "the shards do not say which box their crops were cut with, and recipe .* of the box "),
+        ([0, 0, 96, 96], "of the box .*79, 115, 96, 96.*, these shards are of .*0, 0, 96, 96"),
+        ([79, 115, 96, 96], None),
+    ],
+)
+def test_another_box_than_the_recipes_is_warned_of(box, said, make_shards, change_index, tiny, tmp_path, capsys):
+    folder = make_shards(tmp_path / "shards", splits={"train": [2]}, profile="fixed")
+    parameters = {"profile": "fixed", "crop_size": 96, "codec": "npy", "crops_from": "files"}
+    change_index(folder, parameters=parameters | ({"box": box} if box else {}))
+    config = load_recipe("compact", [*tiny, "profile=fixed", "box=[79,115,96,96]"])
+    prepare(config, folder, device="cpu")
+    err = capsys.readouterr().err
+    assert re.search(said, err) if said else "box" not in err
 
 
 def test_fewer_clips_than_a_batch_still_train(make_shards, tiny, tmp_path):
