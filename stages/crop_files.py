@@ -1,7 +1,7 @@
 """Mouth crops that others saved, a file a clip: `NAME.npz` with the array `data`, or `NAME.npy`.
 
-The array is uint8, (T, S, S) gray or (T, S, S, 3) in colour. An array's header may ask for any memory, and its data may
-be a pickle: so the header is read first, and the data only if they are crops.
+The array is uint8, (T, S, S) or (T, S, S, 1) gray, or (T, S, S, 3) in colour. An array's header may ask for any
+memory, and its data may be a pickle: so the header is read first, and the data only if they are crops.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def _header(file: BinaryIO, path: Path | RemotePath) -> tuple[tuple[int, ...], s
         )
     if shape[:1] == (0,):
         raise ClipFailure("too_short", f"{name} holds no frames: make it again, or remove it")
-    if len(shape) not in (3, 4) or shape[1] != shape[2] or shape[3:] not in ((), (3,)) or min(shape) < 1:
+    if len(shape) not in (3, 4) or shape[1] != shape[2] or shape[3:] not in ((), (1,), (3,)) or min(shape) < 1:
         raise ClipFailure(
             "bad_crops",
             f"{name} holds an array of shape {_short(shape)}, and square crops are wanted: (T, S, S) gray or (T, S, S, "
@@ -155,7 +155,7 @@ def _header(file: BinaryIO, path: Path | RemotePath) -> tuple[tuple[int, ...], s
         )
     if math.prod(shape) > MAX_BYTES:
         raise _too_long(path, math.prod(shape))
-    return shape, "F" if fortran else "C"
+    return shape[:3] if shape[3:] == (1,) else shape, "F" if fortran else "C"
 
 
 def _too_long(path: Path | RemotePath, size: int) -> ClipFailure:

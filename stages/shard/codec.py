@@ -18,8 +18,14 @@ MAX_STRIP = 65500  # libjpeg refuses a taller or wider picture: 682 frames of 96
 MAX_CROPS = 1 << 28  # bytes of one clip's raw crops: 29,000 frames of 96 pixels, which take a few times that to read
 _MAX_PIXELS = MAX_STRIP * 256  # crops are cut out of frames of 256 pixels
 
-_NPY_LENGTH = 10  # bytes of an .npy file (1.0) up to the end of its header's length
+_NPY_BEGINNING = 12  # bytes of an .npy file that hold the length of its header
 _LONGEST_NPY_HEADER = 1 << 14
+# By version: numpy writes the least that has room. 3.0 is 2.0 with any letters in the names of fields.
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 _SEGMENT = re.compile(rb"\xff+([\x01-\xfe])(..)", re.DOTALL)
 _FRAME_HEADERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the other three are tables and an extension
@@ -46,7 +52,7 @@ def npy_array(payload: bytes) -> np.ndarray:
 
     Object arrays (pickles), and a header that promises more or less than there is, raise ValueError.
     """
-    start = _NPY_LENGTH + int.from_bytes(payload[8:_NPY_LENGTH], "little")
+    start = _npy_start(payload[:_NPY_BEGINNING])
     shape, fortran, dtype = _npy_header(payload[: min(start, _LONGEST_NPY_HEADER)])
     there = len(payload) - start
     # Looked at before reading: memory is taken for what the header says.
@@ -63,18 +69,25 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
     Object arrays (pickles), and a header that is none, raise ValueError.
     """
-    start = file.read(_NPY_LENGTH)
-    return _npy_header(start + file.read(min(int.from_bytes(start[8:], "little"), _LONGEST_NPY_HEADER)))
+    beginning = file.read(_NPY_BEGINNING)
+    rest = min(_npy_start(beginning), _LONGEST_NPY_HEADER) - _NPY_BEGINNING
+    return _npy_header(beginning + file.read(max(0, rest)))
+
+
+def _npy_start(beginning: bytes) -> int:
+    """Where the data of an .npy file begins: versions from 2.0 on have longer headers, and their length in 4 bytes."""
+    length = 10 if beginning[6:7] == b"\1" else 12
+    return length + int.from_bytes(beginning[8:length], "little")
 
 
 @lru_cache(maxsize=64)  # the clips of a corpus are of few lengths, and Python's parser reads headers slowly
 def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type in the bytes of an .npy file before its data."""
     buffer = io.BytesIO(head)
-    if np.lib.format.read_magic(buffer) != (1, 0):
-        raise ValueError("the array is of another version of npy than 1.0")
+    if (read := _NPY_HEADERS.get(np.lib.format.read_magic(buffer))) is None:
+        raise ValueError("the array is of another version of npy than 1.0, 2.0 and 3.0")
     try:
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+        shape, fortran, dtype = read(buffer)
     except Exception as error:  # Python's tokenizer and parser raise errors of many kinds at nonsense
         raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
     if any(type(length) is not int for length in shape):  # numpy takes True for a number

@@ -1,5 +1,6 @@
 import io
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -52,7 +53,18 @@ def test_gray_crops_are_read_as_they_are(tmp_path, profile):
     assert np.array_equal(read(tmp_path / "a.npz", npz(data=GRAY), profile), GRAY)
     assert np.array_equal(read(tmp_path / "a.npy", npy(GRAY), profile), GRAY)
     assert np.array_equal(read(tmp_path / "b.npz", npz(data=np.asfortranarray(GRAY)), profile), GRAY)
-    assert crops_shape(tmp_path / "a.npz") == crops_shape(tmp_path / "b.npz") == GRAY.shape
+    for name, array in (("c.npz", GRAY[..., None]), ("d.npz", np.asfortranarray(GRAY[..., None]))):
+        assert np.array_equal(read(tmp_path / name, npz(data=array), profile), GRAY)
+    assert {crops_shape(path) for path in tmp_path.iterdir()} == {GRAY.shape}
+
+
+@pytest.mark.parametrize("version", [(2, 0), (3, 0)])
+def test_later_versions_of_npy_are_read(tmp_path, version):
+    file = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):  # numpy warns that old readers do not read them
+        np.lib.format.write_array(file, GRAY, version)
+    assert np.array_equal(read(tmp_path / "a.npy", file.getvalue()), GRAY)
+    assert np.array_equal(read(tmp_path / "a.npz", packed(file.getvalue())), GRAY)
 
 
 def test_colour_becomes_the_gray_that_the_reference_would_have_saved(tmp_path):
@@ -72,7 +84,7 @@ BAD = {
     "one frame": (npz(data=GRAY[0]), "bad_crops", r"shape \(16, 16\), and square crops are wanted: \(T, S, S\)"),
     "five axes": (npz(data=GRAY[None, ..., None]), "bad_crops", "shape"),
     "four channels": (npz(data=np.zeros((2, SIZE, SIZE, 4), np.uint8)), "bad_crops", "shape"),
-    "one channel": (npz(data=GRAY[..., None]), "bad_crops", "shape"),
+    "two channels": (npz(data=np.zeros((2, SIZE, SIZE, 2), np.uint8)), "bad_crops", "shape"),
     "channels first": (npz(data=np.zeros((2, 3, SIZE, SIZE), np.uint8)), "bad_crops", "shape"),
     "frames last": (npz(data=np.moveaxis(GRAY, 0, 2)), "bad_crops", "shape"),
     "not square": (npz(data=GRAY[:, 1:]), "bad_crops", "shape"),
@@ -102,6 +114,7 @@ BAD = {
     "lzma": (packed(npy(GRAY), zipfile.ZIP_LZMA), "unreadable", "packed as numpy packs no npz"),
     "npy: cut": (npy(GRAY)[:-9], "truncated", "1280 bytes of crops, and there are only 1271"),
     "npy: objects": (header((3,), kind="|O") + b"cposix\nsystem\n(S'true'\ntR.", "bad_crops", "pickles"),
+    "npy: version 4": (npy(GRAY).replace(b"Y\1", b"Y\4", 1), "bad_crops", r"another version of npy than 1\.0, 2\.0"),
     "npy: an npz": (npz(data=GRAY), "bad_crops", "holds no crops"),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import math
 import tarfile
@@ -138,9 +139,14 @@ def test_fields_do_not_take_the_place_of_key_and_mouth():
     assert np.array_equal(sample["mouth"], smooth(2, 8))
 
 
-def test_arrays_of_objects_are_refused():
-    import io
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_arrays_of_every_version_are_read(version):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.arange(4), version)
+    assert npy_array(buffer.getvalue()).tolist() == [0, 1, 2, 3]
 
+
+def test_arrays_of_objects_are_refused():
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"[Oo]bject arrays"):
