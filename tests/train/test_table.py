@@ -84,7 +84,27 @@ def test_a_recipe_that_does_not_say_what_was_published_is_named(text, monkeypatc
         table.published("mine")
 
 
-# G multiply-adds of a clip, as measured of the published code.
+def test_networks_cost_what_the_published_code_costs(all_rows):
+    # G multiply-adds of a clip, as measured of that code.
+    published = {
+        "lrw_resnet18_mstcn": 10.284,
+        "lrw_resnet18_mstcn_prelu": 10.284,
+        "lrw_resnet18_dctcn": 10.640,
+        "lrw_resnet18_dctcn_boundary": 10.640,
+        "lrw_snv1x_dsmstcn3x": 1.244,
+        "lrw_snv1x_tcn2x": 1.292,
+        "lrw_snv1x_tcn1x": 1.106,
+        "lrw_snv05x_tcn2x": 0.760,
+        "lrw_snv05x_tcn1x": 0.574,
+        "lrw_senet18_mstcn": 10.287,
+        "lrw_snv2_2x_mstcn": 4.608,
+        "lrw_efficientnet_mstcn": 1.656,
+        "euan_resnet34_temporal_conv": 28.57,
+    }
+    costs = {name: all_rows[name].published_multiply_adds / 1e9 for name in published}
+    assert costs == pytest.approx(published, rel=3e-4, abs=5e-4)
+
+
 def test_what_the_published_code_cuts_off_is_counted_apart(all_rows):
     mstcn = all_rows["lrw_resnet18_mstcn"]
     # Twice in each of four blocks, whose dilations double, kernels of 3, 5 and 7 give 256 channels more than 29 frames.
