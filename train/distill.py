@@ -16,18 +16,21 @@ from lipprep.stages.shard.index import Index
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
 from lipprep.train.config import Config, config_from
 from lipprep.train.device import load_model
+from lipprep.train.licence import is_of_lrw
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A network that has learnt, in evaluation mode and without gradients.
 
-    `sha256` is that of its file; `generation` 0 where it had no teacher itself, else one more than its teacher's.
+    `sha256` is that of its file; `generation` 0 where it had no teacher itself, else one more than its teacher's;
+    `of_lrw` says whether its weights come from LRW.
     """
 
     model: torch.nn.Module
     sha256: str
     generation: int
+    of_lrw: bool
 
 
 def load_teacher(config: Config, index: Index, device: torch.device) -> Teacher:
@@ -63,7 +66,7 @@ def load_teacher(config: Config, index: Index, device: torch.device) -> Teacher:
         raise ValueError(f"teacher={config.teacher}: its generation is {generation!r:.40}, which is no number")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Teacher(load_model(checkpoint, device).requires_grad_(False), sha256, generation)
+    return Teacher(load_model(checkpoint, device).requires_grad_(False), sha256, generation, is_of_lrw(checkpoint))
 
 
 def distillation(logits_BC: Tensor, taught_BC: Tensor, *, temperature: float) -> Tensor:

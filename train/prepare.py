@@ -20,6 +20,7 @@ from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.distill import load_teacher
 from lipprep.train.epoch import places, training_plan
+from lipprep.train.licence import is_lrw, is_of_lrw
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
 from lipprep.train.optimize import make_optimizer
@@ -183,10 +184,12 @@ def prepare(
     if config.compile and model.frontend3D.skips_padding:
         raise ValueError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
     begun: set[str] = set()  # the weights that are not drawn at random
+    origin = resume
     if resume is not None:
         begun = set(resume.model)
     elif config.init_from is not None:
-        begun = _initialise(model, Path(config.init_from), index, tell=ranks.main)
+        origin = load_checkpoint(find_checkpoint(Path(config.init_from)))
+        begun = _initialise(model, origin, config.init_from, index, tell=ranks.main)
     if config.freeze:
         _freeze(model, config.freeze, begun, tell=ranks.main)
     optimizer = make_optimizer([weight for weight in model.parameters() if weight.requires_grad], config)
@@ -204,6 +207,9 @@ def prepare(
         resolved["threads"] = torch.get_num_threads()
     if teacher is not None:
         resolved |= {"teacher_sha256": teacher.sha256, "generation": teacher.generation + 1}
+    learnt = (origin is not None and is_of_lrw(origin)) or (teacher is not None and teacher.of_lrw)
+    if learnt or is_lrw(index.labels, [index.dataset]):
+        resolved["of_lrw"] = True  # what learns from these weights is bound by LRW's agreement, too
     config = dataclasses.replace(config, resolved=resolved)
     work = Work(
         config=config,
@@ -305,12 +311,11 @@ def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: 
         tqdm.write(f"freeze: {frozen:,} of {total:,} parameters stay as they are")
 
 
-def _initialise(model: torch.nn.Module, path: Path, index: Index, *, tell: bool) -> set[str]:
-    """Begin with the weights of another run, as far as names and shapes agree, and tell of those that do not.
+def _initialise(model: torch.nn.Module, checkpoint: Checkpoint, path: str, index: Index, *, tell: bool) -> set[str]:
+    """Begin with the weights of another run, `path`, as far as names and shapes agree, and tell of those that do not.
 
     Returns the names of those that do. Raises ValueError where none does.
     """
-    checkpoint = load_checkpoint(find_checkpoint(path))
     ours, theirs = model.state_dict(), checkpoint.weights
     taken = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
     if not taken:

@@ -208,3 +208,14 @@ def test_a_boundary_that_no_clip_has_is_told_of(shards, tiny, tmp_path, capsys):
         config = load_recipe("compact", [*tiny, "max_steps=1", f"model.boundary={formula}"])
         train(config, shards=shards, run=tmp_path / formula, device="cpu")
         assert ("none of the first 8 clips has a word_start and word_end" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("name", ["init_from", "teacher"])
+def test_what_learns_from_weights_of_lrw_says_so(name, shards, tiny, trained_run, tmp_path):
+    checkpoint = load_checkpoint(trained_run / "best.pt")
+    for resolved, bound in (({"of_lrw": True}, True), ({}, None)):
+        checkpoint.config["resolved"] = resolved
+        save_checkpoint(tmp_path / "first.pt", checkpoint)
+        config = load_recipe("compact", [*tiny, f"{name}={tmp_path / 'first.pt'}"])
+        work = prepare(config, shards, device="cpu")
+        assert work.checkpoint().config["resolved"].get("of_lrw") is bound
