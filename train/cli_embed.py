@@ -67,6 +67,7 @@ def embed(
     Takes whole videos of any size, frame rate and length, folders of them and URLs, or a folder of shards.
     The features are those before the network looks at more than five frames: 512 of a ResNet-18. A folder goes on
     where it was stopped. Clips that fail are listed in failures.jsonl there, and the exit code is 1.
+    Videos are read one after another, in one process: of a corpus make shards first, which uses all cores.
 
     \b
     Examples:

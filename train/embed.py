@@ -9,6 +9,7 @@ Shapes: B clips, T frames, S side of a crop in pixels, C features of a frame.
 import collections
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import sys
@@ -55,6 +56,8 @@ from lipprep.train.predict import WINDOW, Reader, reader_of
 
 EMBEDDING_VERSION = 1
 BATCH_SIZE = 32  # clips of 29 frames: more are not faster
+# Of a clip whose name cannot be that of a file: it is too long, has another clip's file for its folder, and so on.
+_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EILSEQ}
 _REACH = 2  # frames that the stems see each way: both convolve over 5
 
 
@@ -174,8 +177,16 @@ class _Work:
     present: int = 0
     failures: list[dict] = field(default_factory=list)
 
-    def add(self, clip: ClipFeatures) -> None:
-        self.out.add(clip)
+    def add(self, clip: ClipFeatures, **source: Any) -> None:
+        """Write a clip's features; one that has no name for a file fails, but a full disk is raised."""
+        try:
+            self.out.add(clip)
+        except OSError as error:
+            if error.errno not in _NAME:
+                raise
+            reason = f"no file of features can have its name ({error.strerror})"
+            self.fail(clip.key, "unsafe_member", reason, **source)
+            return
         self.clips += 1
         self.frames += len(clip.features_TC)
         self.bar.update()
@@ -236,7 +247,7 @@ def embed_videos(
             except (ClipFailure, OSError, RemoteError) as error:
                 work.fail(key, getattr(error, "kind", "unreadable"), error, video=str(video))
                 continue
-            work.add(ClipFeatures(key, features_TC, made_from))
+            work.add(ClipFeatures(key, features_TC, made_from), video=str(video))
     return _told(work, path)
 
 
@@ -284,13 +295,13 @@ def embed_shards(
 
 def _embed_split(work: _Work, batches: ShardBatches, index: Index, split: str, *, threads: int, keys: set[str]) -> None:
     """Make the features of a split's clips; `keys` are those of the clips before, and get these."""
-    waiting: list[ClipFeatures] = []  # with crops in place of features
+    waiting: list[tuple[ClipFeatures, dict]] = []  # with crops in place of features, and where it is from
     held = 0  # frames of them
 
     def flush() -> None:
-        crops = [clip.features_TC for clip in waiting]
-        for clip, features_TC in zip(waiting, work.embedder.read(crops), strict=True):
-            work.add(dataclasses.replace(clip, features_TC=features_TC))
+        crops = [clip.features_TC for clip, _ in waiting]
+        for (clip, source), features_TC in zip(waiting, work.embedder.read(crops), strict=True):
+            work.add(dataclasses.replace(clip, features_TC=features_TC), **source)
         waiting.clear()
 
     for (shard, position), clip in _read_ahead(batches, threads=threads):
@@ -305,7 +316,8 @@ def _embed_split(work: _Work, batches: ShardBatches, index: Index, split: str, *
         elif key in keys:
             work.fail(key, "duplicate_key", "another clip has the same key, and its features are kept", **source)
         elif not work.has(key, made_from):
-            waiting.append(ClipFeatures(key, mouth_TSS, made_from, split, index.labels[label], label))
+            clip = ClipFeatures(key, mouth_TSS, made_from, split, index.labels[label], label)
+            waiting.append((clip, source))
             held += len(mouth_TSS)
         keys.add(key)
         if held >= work.embedder.at_once:

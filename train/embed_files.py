@@ -77,6 +77,8 @@ def open_features(out: Path, about: Mapping[str, Any], *, replace: bool) -> "Ite
             table = FeatureTable(out, about, files)
             yield table
             table.flush()
+            if not table.files:
+                out.unlink(missing_ok=True)  # an older one, which `replace` is to remove
         return
     out.mkdir(parents=True, exist_ok=True)
 
@@ -140,7 +142,8 @@ class FeatureFolder:
         features_TC = _as_type(clip, self._about["dtype"])
         path = self.folder / f"{clip.key}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(path, os.getpid())
+        # Not the clip's own name, which may be as long as a name can be: one process alone writes here.
+        temporary = temporary_path(path.with_name("clip.npz"), os.getpid())
         try:
             with io.BufferedWriter(Output(temporary)) as file:
                 np.savez(file, data=features_TC, fps=self._about["fps"], made_from=clip.made_from, **known)

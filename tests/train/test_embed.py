@@ -205,6 +205,32 @@ def test_what_is_there_is_kept_and_what_is_damaged_or_missing_made_again(shards,
     assert embed_shards(trained_run, shards, **{**how, "splits": ["test", "val"]})["clips"] == 10
 
 
+def test_a_clip_whose_name_no_file_can_have_fails_alone(other_run, trained_run, make_shards, make_video, tmp_path):
+    fixed = {"profile": "fixed", "box": [0, 0, 96, 96]}
+    run = other_run(parameters=load_checkpoint(trained_run / "best.pt").parameters | fixed)
+    video = make_video(tmp_path / "v.mp4", [np.full((96, 96, 3), 90, np.uint8)] * 2)
+    longest = "x" * 251  # 255 with .npz, the most that a name may have
+    videos = dict.fromkeys([longest, longest + "x", "a", "a.npz/b", "c.npz/d", "c", "z"], video)
+    told = embed_videos(run, videos, out=tmp_path / "f", device="cpu")
+    assert (told["clips"], told["failed"]) == (4, 3)
+    lines = [json.loads(line) for line in (tmp_path / "f" / "failures.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [longest + "x", "a.npz/b", "c"]
+    assert {line["class"] for line in lines} == {"unsafe_member"} and lines[0]["video"] == str(video)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+    shards = make_shards(tmp_path / "s", splits={"test": [3]}, words=("y" * 249, "b"))
+    told = embed_shards(trained_run, shards, out=tmp_path / "g", device="cpu")
+    assert (told["clips"], told["failed"]) == (1, 2)
+    assert "too long" in (tmp_path / "g" / "failures.jsonl").read_text()
+
+
+def test_a_table_of_failures_alone_replaces_an_older_one(trained_run, tmp_path):
+    (tmp_path / "v.mp4").write_text("no video")
+    (tmp_path / "t.parquet").write_text("an older one")
+    call(tmp_path / "v.mp4", "--checkpoint", trained_run, "-o", tmp_path / "t.parquet", "--replace", code=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.failures.jsonl", "v.mp4"]
+
+
 def test_a_video_that_changed_is_made_again(face_frames, make_video, trained_run, tmp_path):
     videos = {"v": make_video(tmp_path / "v.mp4", face_frames[:4])}
     how = {"out": tmp_path / "f", "device": "cpu"}
