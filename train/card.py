@@ -3,30 +3,36 @@
 Letters of the shape suffixes: B clips, T frames, S side of a crop in pixels, C words (classes).
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lipprep.stages.untrusted import printable, read_text
-from lipprep.train.checkpoint import Checkpoint
+from lipprep.train.checkpoint import BEST, Checkpoint
 from lipprep.train.config import Config, config_from
 from lipprep.train.device import new_model
+from lipprep.train.licence import is_of_lrw
 from lipprep.train.models import LipReader, complete
+from lipprep.train.published import configuration_beside
 
 _MAX_RESULTS = 1 << 24  # bytes
 _SHOWN = 8  # words
+_WITHIN = "of these, those from 0 to T - 1"
+# Settings of the reading, which are told apart from those of training.
+_READING = ("crop_size", "mean", "std", "subtract_mean_frame", "mean_frame_gain")
 # The frames of a clip's T in which its word is said, by the name of the formula (lipprep.train.boundary).
 BOUNDARIES = {
     "mpc001": "m - h - 1 to m + h, where m is (T - 1) // 2, h is int(d / 2 * {fps:g}) and d the word's duration in "
-    "seconds; the word stands in the clip's middle",
+    f"seconds; the word stands in the clip's middle; {_WITHIN}",
     "vipl": "int(T / 2 - h) to int(T / 2 + h) - 1, where h is d / 2 * {fps:g} and d the word's duration in seconds; "
-    "the word stands in the clip's middle",
+    f"the word stands in the clip's middle; {_WITHIN}",
     "times": "floor(a * {fps:g}) to ceil(b * {fps:g}) - 1, where a and b are the seconds from the clip's first frame "
-    "at which the word begins and ends",
+    f"at which the word begins and ends; {_WITHIN}",
 }
 
 
@@ -54,7 +60,10 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def normalising(checkpoint: Checkpoint) -> list[str]:
-    """Three lines of numpy from `crop`, (T, 96, 96) uint8 as the shards have it, to `video`, (1, 1, T, S, S)."""
+    """Three lines of numpy from `crop` to `video`, (1, 1, T, S, S).
+
+    `crop` is (T, N, N) uint8 as the shards have it, N being the `crop_size` of their parameters.
+    """
     options, size = config_from(checkpoint.config).augment, checkpoint.parameters["crop_size"]
     first = (size - options.crop_size) // 2
     window = f"{first}:{first + options.crop_size}"
@@ -64,11 +73,9 @@ def normalising(checkpoint: Checkpoint) -> list[str]:
     return [f"x = crop[:, {window}, {window}].astype('float32') / 255", f"x = {change}", "video = x[None, None]"]
 
 
-def is_of_lrw(checkpoint: Checkpoint, run: Path) -> bool:
-    """Whether a checkpoint was trained on LRW, by its 500 words or by the name of its data set."""
-    words = (resources.files("lipprep.stages") / "data" / "lrw_words.txt").read_text(encoding="utf-8").split()
-    names = {name.lower() for name in (_summary(checkpoint, run)[0], *_names(evaluations(run, checkpoint.step)))}
-    return {label.upper() for label in checkpoint.labels} == set(words) or "lrw" in names
+def from_lrw(checkpoint: Checkpoint, run: Path) -> bool:
+    """Whether a run's weights come from LRW (`is_of_lrw`), as far as the files beside them name their data set, too."""
+    return is_of_lrw(checkpoint, [_summary(checkpoint, run)[0], *_names(evaluations(run, checkpoint.step))])
 
 
 def evaluations(run: Path, step: int) -> list[dict]:
@@ -98,8 +105,8 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
         f"A lip reader of {len(labels)} words, from silent video of a mouth. Written by lipprep "
         f"{metadata.version('lipprep')} from {printable(path.name)}, {_origin(checkpoint, config)}.",
         "## What it reads and answers",
-        *_signature(checkpoint, network),
-        _use(format, file, network),
+        *_signature(checkpoint, network, format),
+        _use(checkpoint, format, file, network),
         "## Words",
         f"{len(labels)}: {words}{', ...' if len(labels) > _SHOWN else ''}",
         "## Trained on",
@@ -107,19 +114,20 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
         "## How",
         _list(_how(config, parameters)),
         "## Accuracy",
-        *_accuracy(checkpoint, results),
+        *_accuracy(checkpoint, results, best=path.name == BEST),
         "## Not for",
         f"It answers one of its {len(labels)} words whatever it sees, also where nobody speaks or another word is "
         "said. It is no transcriber of sentences, no judge of who speaks or how, and nothing to read people by who "
         "have not agreed to it. On other cameras, angles, languages and speakers than its training videos have, it is "
-        "worse than the figures above, by how much is for you to measure.",
+        "worse than on videos like those, by how much is for you to measure.",
         "## Licence",
         "Licence of these weights: **fill in**.",
     ]
-    if is_of_lrw(checkpoint, path.parent):
+    if from_lrw(checkpoint, path.parent):
         parts.append(
-            "These weights were trained on LRW, and fall under the agreement with the BBC by which its videos are "
-            "given: for research only, and not to be passed on."
+            "By their words, their data set's name or the weights that they learnt from, these weights are of LRW, and "
+            "fall under the agreement with the BBC by which its videos are given: for research only, and not to be "
+            "passed on."
         )
     else:
         parts.append("The licence of the training videos decides what may be done with weights trained on them.")
@@ -128,28 +136,36 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
 
 def _origin(checkpoint: Checkpoint, config: Config) -> str:
     if imported := config.resolved.get("imported"):
-        return f"which is the published checkpoint {printable(imported)}"
+        family = printable(config.resolved.get("family", "other"))
+        return f"imported from {printable(imported)}, a checkpoint of {family}'s code"
     average = "" if checkpoint.ema is None else ", the moving average of its weights"
     return f"step {checkpoint.step} of its training{average}"
 
 
-def _signature(checkpoint: Checkpoint, network: LipReader) -> list[str]:
+def _signature(checkpoint: Checkpoint, network: LipReader, format: str) -> list[str]:
+    size = checkpoint.parameters["crop_size"]
+    cut = [
+        f"`crop`, (T, {size}, {size}) uint8, is cut as those of its training ({_crops(checkpoint)}); from it to the "
+        "network's input:",
+        "\n".join(("```python", *normalising(checkpoint), "```")),
+    ]
+    if format == "mpc001":
+        return cut
     side = config_from(checkpoint.config).augment.crop_size
     answer = "a score a word, of which softmax makes probabilities"
     if network.normalised:
         answer = "the mean over the frames of each word's log posterior"
     rows = [
         ("input `video`", f"(B, 1, T, {side}, {side}) float32", "gray mouths, normalised, 0 after each clip's end"),
-        ("input `lengths`", "(B,) int64", "each clip's frames, 1 or more"),
+        ("input `lengths`", "(B,) int64", "each clip's frames, 1 to T"),
     ]
     if network.boundary is not None:
         rows.append(("input `boundary`", "(B, T, 1) float32", "1 in the frames of the word, all 0 where not known"))
     rows.append(("output `logits`", f"(B, {len(checkpoint.labels)}) float32", answer))
     parts = [
         _table(("", "shape", ""), rows),
-        f"Any number of clips B and frames T, at {checkpoint.fps:g} frames a second. `crop`, (T, S, S) uint8, is what "
-        f"`lipprep crops` cuts ({_crops(checkpoint)}); from it to the input:",
-        "\n".join(("```python", *normalising(checkpoint), "```")),
+        f"Any number of clips B and frames T, at {checkpoint.fps:g} frames a second.",
+        *cut,
     ]
     if not network.ignores_padding:
         parts.append("Padding reaches a clip's last frames: put clips of one length together for the figures below.")
@@ -163,6 +179,10 @@ def _crops(checkpoint: Checkpoint) -> str:
     told = [f"profile {printable(parameters['profile'])}", f"crop size {parameters['crop_size']}"]
     if parameters.get("box"):
         told.append(f"box {', '.join(map(str, parameters['box']))}")
+    elif parameters["profile"] == "fixed":
+        told.append("of a box that is not known here")
+    if parameters.get("crops_from"):
+        told.append("not cut by lipprep")
     if parameters.get("exact"):
         told.append("exact")
     if landmarks := parameters.get("identity") or parameters.get("detector"):
@@ -172,11 +192,17 @@ def _crops(checkpoint: Checkpoint) -> str:
     return ", ".join(told)
 
 
-def _use(format: str, file: Path, network: LipReader) -> str:
+def _use(checkpoint: Checkpoint, format: str, file: Path, network: LipReader) -> str:
     """How a file of a format is run."""
     name, known = printable(file.name), network.boundary is not None
     if format == "mpc001":
-        return f"In mpc001's code: `main.py --test --config-path {name}.json --model-path {name}`."
+        beside = configuration_beside(checkpoint, file)
+        if beside.suffix == ".yaml":
+            return f"For lipreading-snu's code, with the configuration `{printable(beside.name)}`."
+        other = "" if file.suffix == ".pth" else f", for which {name} must be called {name}.pth"
+        weights = name if file.suffix == ".pth" else f"{name}.pth"
+        command = f"main.py --test --config-path {printable(beside.name)} --model-path {weights}"
+        return f"In mpc001's code: `{command}`{other}."
     arrays = '{"video": video, "lengths": numpy.array([len(crop)])' + (', "boundary": boundary}' if known else "}")
     answer = f"logits = network(torch.from_numpy(video), torch.tensor([len(crop)]){', boundary' if known else ''})"
     lines = {
@@ -204,7 +230,11 @@ def _use(format: str, file: Path, network: LipReader) -> str:
             answer,
         ),
     }
-    return "\n".join(("```python", *lines[format], "```"))
+    code = "\n".join(("```python", *lines[format], "```"))
+    if format == "torch":
+        move = 'move_to_device_pass(torch.export.load(file), "cuda")'
+        code += f"\n\nIt is for the CPU; on a GPU, `{move}.module()`, of torch.export.passes, takes inputs there."
+    return code
 
 
 def _data(checkpoint: Checkpoint, run: Path, results: list[dict]) -> list[tuple[str, str]]:
@@ -261,12 +291,16 @@ def _how(config: Config, parameters: int) -> list[tuple[str, str]]:
             "seed",
         )
         rows.append(("settings", plain({name: getattr(config, name) for name in names})))
-        learnt = {name: getattr(config, name) for name in ("init_from", "teacher") if getattr(config, name)}
-        rows += [(name, Path(value).name) for name, value in learnt.items()]
+        options = dataclasses.asdict(config.augment).items()
+        augmented = {name: value for name, value in options if value and name not in _READING}
+        rows.append(("augmentation", plain(augmented) or "none"))
+        learnt = {name: Path(value) for name in ("init_from", "teacher") if (value := getattr(config, name))}
+        # Of a checkpoint file, the run that it is in.
+        rows += [(name, "/".join(path.parts[-2:] if path.suffix else path.parts[-1:])) for name, path in learnt.items()]
     return [(name, printable(text)) for name, text in rows]
 
 
-def _accuracy(checkpoint: Checkpoint, results: list[dict]) -> list[str]:
+def _accuracy(checkpoint: Checkpoint, results: list[dict], *, best: bool) -> list[str]:
     parts = []
     if results:
         rows = [_row(each) for each in results]
@@ -281,9 +315,8 @@ def _accuracy(checkpoint: Checkpoint, results: list[dict]) -> list[str]:
     else:
         parts.append("Not evaluated: `lipprep evaluate` measures it, and the next export tells what it found.")
     if checkpoint.best is not None:
-        parts.append(
-            f"Best validation accuracy up to here: {100 * checkpoint.best:.1f} %. It chose the weights and so flatters."
-        )
+        of = "It chose the weights and so flatters" if best else "It need not be that of these weights"
+        parts.append(f"Best validation accuracy up to here: {100 * checkpoint.best:.1f} %. {of}.")
     return parts
 
 

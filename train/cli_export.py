@@ -15,8 +15,9 @@ from lipprep.command import Command
     "format_name",
     required=True,
     metavar="NAME",
-    help="onnx (a graph for onnxruntime and others), torch (torch.export's .pt2), safetensors (weights, and the "
-    "network's configuration in FILE.json) or mpc001 (a checkpoint that mpc001's code loads, and its FILE.json).",
+    help="onnx (a graph for onnxruntime and others), torch (torch.export's .pt2, for the CPU), safetensors (weights, "
+    "and the network's configuration in FILE.json) or mpc001 (a checkpoint that mpc001's code loads, and its "
+    "FILE.json).",
 )
 @click.option("-o", "--out", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The file to write.")
 @click.option(
@@ -48,5 +49,7 @@ def export(run: Path, format_name: str, out: Path, card: Path | None, replace: b
         click.echo(path)
     if written["lrw"]:
         click.echo(
-            "It was trained on LRW: by the BBC's agreement for research only, and not to be passed on.", err=True
+            "By its words, its data set or the weights that it learnt from, it is of LRW: by the BBC's agreement for "
+            "research only, and not to be passed on.",
+            err=True,
         )

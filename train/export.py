@@ -25,15 +25,15 @@ from torch import Tensor, nn
 
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.untrusted import printable
-from lipprep.train.card import described, is_of_lrw, model_card
+from lipprep.train.card import described, from_lrw, model_card
 from lipprep.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.device import load_weights, new_model
 from lipprep.train.errors import explained, is_memory
-from lipprep.train.published import save_mpc001
+from lipprep.train.published import configuration_beside, save_mpc001
 
 TOLERANCE = 1e-4  # of logits; of their range where that is over 1
-# The clips' lengths of each batch that an export is tried on.
-TRIALS = ((29,), (29, 17, 5), (1,), (40,))
+# The clips' lengths and the frames T of each batch that an export is tried on.
+TRIALS = (((29,), 29), ((29, 17, 5), 29), ((1,), 1), ((40,), 40), ((7, 4), 9))
 EXAMPLE = (8, 5)  # of the batch that is traced
 MAX_ONNX = (1 << 31) - (1 << 20)  # bytes of weights: what holds an ONNX file ends at 2 GiB
 PROGRAM_FIELDS = "lipprep.json"  # the extra file of a torch program
@@ -59,11 +59,16 @@ def export(run: Path, *, format: str, out: Path, card: Path | None = None, repla
         raise ValueError(f"there is no format {format!r}: known are {', '.join(FORMATS)}")
     out, path = Path(out), find_checkpoint(run)
     card = _beside(out, ".md") if card is None else Path(card)
-    if card == out:
-        raise ValueError(f"{printable(out)} cannot be the export and its card: name another file with --card")
-    for file in (out, _beside(out, ".json"), card):
-        _check_place(file, replace=replace)
     checkpoint = load_checkpoint(path)
+    to_write = [out]
+    if format == "safetensors":
+        to_write.append(_beside(out, ".json"))
+    elif format == "mpc001":
+        to_write.append(configuration_beside(checkpoint, out))
+    if card.resolve() in [file.resolve() for file in to_write]:
+        raise ValueError(f"{printable(card)} is a file of the export and cannot be its card: name another with --card")
+    for file in (*to_write, card):
+        _check_place(file, replace=replace)
     with explained("end what else runs here"):
         files = FORMATS[format](checkpoint, out)
     write_text(card, model_card(checkpoint, path=path, format=format, file=out))
@@ -72,7 +77,7 @@ def export(run: Path, *, format: str, out: Path, card: Path | None = None, repla
         "step": checkpoint.step,
         "format": format,
         "words": len(checkpoint.labels),
-        "lrw": is_of_lrw(checkpoint, path.parent),
+        "lrw": from_lrw(checkpoint, path.parent),
         "files": [str(file) for file in (*files, card)],
     }
 
@@ -175,7 +180,7 @@ def captured(network: nn.Module, side: int) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad(), _quiet(), _lengths_stay_open(network), _told("a traced graph", network):
             return torch.export.export(
-                Signature(network), _clips(network, side, EXAMPLE), dynamic_shapes=_dynamic(network)
+                Signature(network), _clips(network, side, EXAMPLE, max(EXAMPLE)), dynamic_shapes=_dynamic(network)
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
@@ -197,22 +202,24 @@ def _dynamic(network: nn.Module) -> dict[str, dict[int, torch.export.Dim]]:
     return shapes if network.boundary is None else {**shapes, "boundary": {0: batch, 1: frames}}
 
 
-def _clips(network: nn.Module, side: int, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Noise in the form of a batch, padded to the longest clip: all that the network takes."""
+def _clips(network: nn.Module, side: int, lengths: tuple[int, ...], frames: int) -> tuple[Tensor, ...]:
+    """Noise in the form of a batch, padded to `frames`: all that the network takes, half of its boundaries unknown."""
     random = torch.Generator().manual_seed(sum(lengths))
-    video_B1TSS = torch.randn(len(lengths), 1, max(lengths), side, side, generator=random)
+    video_B1TSS = torch.randn(len(lengths), 1, frames, side, side, generator=random)
     for clip, length in zip(video_B1TSS, lengths, strict=True):
         clip[:, length:] = 0
     inputs = (video_B1TSS, torch.tensor(lengths))
     if network.boundary is None:
         return inputs
-    return *inputs, (torch.rand(len(lengths), max(lengths), 1, generator=random) < 0.5).float()
+    boundary_BT1 = (torch.rand(len(lengths), frames, 1, generator=random) < 0.5).float()
+    boundary_BT1[1::2] = 0
+    return *inputs, boundary_BT1
 
 
 def _check_same(answer: Callable[..., np.ndarray], network: nn.Module, side: int, path: Path) -> None:
     """Raise ValueError, with figures, unless an export answers every trial as the network does."""
-    for lengths in TRIALS:
-        inputs = _clips(network, side, lengths)
+    for lengths, frames in TRIALS:
+        inputs = _clips(network, side, lengths, frames)
         with torch.inference_mode():
             logits_BC, given_BC = network(*inputs).numpy(), answer(*inputs)
         if not np.isfinite(logits_BC).all():

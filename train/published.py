@@ -356,7 +356,12 @@ def save_mpc001(checkpoint: Checkpoint, path: Path) -> list[Path]:
         torch.save({"model_state_dict": weights}, file)
     if model["trunk"] in _OF_FORK:
         options["num_classes"] = len(checkpoint.labels)
-    # What is JSON is YAML, too.
-    beside = path.with_name(f"{path.name}.{'yaml' if model['trunk'] in _OF_FORK else 'json'}")
+    beside = configuration_beside(checkpoint, path)
     write_text(beside, json.dumps(options, indent=2) + "\n")
     return [path, beside]
+
+
+def configuration_beside(checkpoint: Checkpoint, path: Path) -> Path:
+    """The configuration file that `save_mpc001` writes: FILE.yaml for lipreading-snu, FILE.json for mpc001's code."""
+    # What is JSON is YAML, too.
+    return path.with_name(f"{path.name}.{'yaml' if checkpoint.config['model'].get('trunk') in _OF_FORK else 'json'}")
