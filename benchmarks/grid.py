@@ -116,7 +116,6 @@ PLATEAU = {
     "mean frame, nothing mixed or shortened yet, weights as torch draws them": [*_MEAN, *_LATE, *_TORCH],
 }
 _SMALL = ["model.head.channels=64", "model.head.num_layers=2"]
-_TCN = ["model.head.name=tcn", "model.head.channels=256"]
 _DENSE = ["model.head.block_layers=[2,2]", "model.head.growth_rates=[48,48]", "model.head.reduced_channels=64"]
 # With the recipe `compact` and its augmentation.
 MODELS = {
@@ -125,7 +124,6 @@ MODELS = {
     "compact trunk, transformer": ["model.head.name=transformer", *_SMALL, "model.head.num_heads=4"],
     "compact trunk, multi-scale TCN": ["model.head.name=mstcn", *_SMALL],
     "compact trunk, dense TCN": ["model.head.name=dctcn", *_DENSE],
-    "ShuffleNetV2 0.5x, TCN": ["model.trunk=shufflenetv2", "model.width_mult=0.5", *_TCN],
 }
 _TOLD = ["model.boundary=mpc001", "augment.variable_length=false"]
 WORDS = 26
