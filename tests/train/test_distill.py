@@ -116,6 +116,7 @@ def test_the_recipe_says_that_it_needs_a_teacher(shards, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.cluster
 def test_a_frozen_student_is_resumed_to_the_bit_and_another_teacher_is_told(
     shards, tiny, trained_run, tmp_path, capsys
 ):
