@@ -5,6 +5,7 @@ generators or schedule to go on to the bit.
 """
 
 import dataclasses
+import hashlib
 import json
 import pickletools
 import platform
@@ -104,6 +105,12 @@ def find_checkpoint(run: Path, name: str = BEST) -> Path:
     else:
         what = "is a pipe or a device" if run.exists() else "does not exist"
     raise ValueError(f"{shown} {what}: name a run folder of `lipprep train`, or a checkpoint file")
+
+
+def sha256_of(path: Path) -> str:
+    """The digest by which a checkpoint's file is known to what is made from it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_archive(path: Path) -> None:

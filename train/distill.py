@@ -4,7 +4,6 @@ Born-again networks (Furlanello et al. 2018), as Ma et al. 2021 (arXiv 2007.0650
 the teacher of the next one.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lipprep.stages.shard.index import Index
-from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint
+from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint, sha256_of
 from lipprep.train.config import Config, config_from
 from lipprep.train.device import load_model
 from lipprep.train.licence import is_of_lrw
@@ -64,8 +63,7 @@ def load_teacher(config: Config, index: Index, device: torch.device) -> Teacher:
     generation = theirs.resolved.get("generation", 0)
     if type(generation) is not int or generation < 0:
         raise ValueError(f"teacher={config.teacher}: its generation is {generation!r:.40}, which is no number")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     return Teacher(load_model(checkpoint, device).requires_grad_(False), sha256, generation, is_of_lrw(checkpoint))
 
 

@@ -10,7 +10,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from lipprep.stages.untrusted import printable
 from lipprep.stages.video import read_frames
 from lipprep.train.augment import eval_batch
 from lipprep.train.cache import open_cache
-from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
+from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint, sha256_of
 from lipprep.train.config import config_from
 from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
@@ -363,8 +362,7 @@ def _working(embedder: Embedder, about: dict, out: Path, *, total: int, replace:
 
 def _about(path: Path, checkpoint: Checkpoint, embedder: Embedder, **more: Any) -> dict[str, Any]:
     """What features are made with: the embedding.json of a folder, and the metadata of a table."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     about = {
         "lipprep_embedding": EMBEDDING_VERSION,
         "recipe": config_from(checkpoint.config).recipe,

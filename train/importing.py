@@ -6,7 +6,6 @@ are those of the recipe whose network has these shapes.
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from lipprep.stages.align import PROFILES, find_profile
 from lipprep.stages.crop import CropParameters
 from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, printable, read_text
-from lipprep.train.checkpoint import BEST, Checkpoint, read_state, save_checkpoint
+from lipprep.train.checkpoint import BEST, Checkpoint, read_state, save_checkpoint, sha256_of
 from lipprep.train.config import Config, as_plain, config_from, load_recipe, read_settings, recipes, save_config
 from lipprep.train.device import new_model
 from lipprep.train.models import complete
@@ -81,7 +80,7 @@ def import_checkpoint(
     model.load_state_dict(weights)
     parameters = _crop_parameters(chosen, profile)
     notes = [*found.notes, *_assumed(chosen, found, labels=labels, profile=profile, config=config)]
-    kept = {"imported": path.name, "sha256": _sha256(path), "family": found.family}
+    kept = {"imported": path.name, "sha256": sha256_of(path), "family": found.family}
     box = chosen.box if parameters["profile"] == "fixed" else None
     chosen = dataclasses.replace(chosen, profile=parameters["profile"], box=box, resolved=kept)
     checkpoint = Checkpoint(
@@ -299,11 +298,6 @@ def _crop_parameters(config: Config, profile: str | None) -> dict[str, Any]:
     else:
         parameters["detector"] = "archive"  # the landmarks that were published with them
     return parameters
-
-
-def _sha256(path: Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_json(imported: Imported) -> str:

@@ -77,7 +77,7 @@ def read_weights(state: object, *, head: str | None = None) -> Published:
 
 
 def _mpc001(where: Mapping[str, Tensor], head: str | None) -> Published:
-    names, notes = {}, []
+    names = {}
     for key in where:
         # Before December 2020 the classifier stood beside the head, not in it.
         names["tcn." + key if key.startswith("tcn_output.") else key] = key
@@ -98,7 +98,7 @@ def _mpc001(where: Mapping[str, Tensor], head: str | None) -> Published:
             f"its TCN holds each tensor twice, and the two differ, in {differing[0]} and {len(differing) - 1} others: "
             "it was changed after it was saved"
         )
-    return Published("mpc001", weights, names, notes=notes)
+    return Published("mpc001", weights, names)
 
 
 _TWINS = {"conv1": "0", "batchnorm1": "1", "relu1": "3", "conv2": "5", "batchnorm2": "6", "relu2": "8"}
