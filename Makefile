@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid models-table clean have-videos have-grid
+.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid models-table clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,8 +62,23 @@ $(SETUP): pyproject.toml constraints.txt
 
 test: $(SETUP)  ## run the tests, on two cores (ARGS=-n0: on one, with what they print)
 	@mkdir -p build
-	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not cluster" \
+	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not browser and not cluster" \
 	  -n 2 --dist worksteal $(ARGS)
+
+# playwright drives the Chromium that is installed; a browser of its own would be a download of its own.
+test-browser: $(SETUP)  ## run the tests in a real browser, Chromium
+	@test -n "$$PLAYWRIGHT_CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "There is no Chromium: installing Debian's" && \
+	    apt-get -q update && apt-get -q install -y --no-install-recommends chromium; \
+	  else \
+	    echo "There is no Chromium. On Debian: sudo apt-get install chromium" >&2; \
+	    echo "Or name one: make test-browser PLAYWRIGHT_CHROMIUM=/path/to/chromium" >&2; \
+	    exit 1; \
+	  fi; }
+	$(PIP) install -q -c constraints.txt playwright
+	@mkdir -p build
+	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests-browser -m browser $(ARGS)
 
 test-cluster: $(SETUP)  ## run the tests that start clusters, Ray's among them, and all slower ones
 	$(PIP) install -q -c constraints.txt ray

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 TARGETS = {
     "setup": ".venv is ready",
     "test": "-m pytest",
+    "test-browser": "-m browser",
     "test-cluster": '-m "cluster or dask"',
     "test-real": "-m real",
     "chaos": "tests/chaos.py",
@@ -66,7 +67,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     done = make()
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
-        "help", "setup", "test", "test-cluster", "test-real", "chaos", "lint", "format",
+        "help", "setup", "test", "test-browser", "test-cluster", "test-real", "chaos", "lint", "format",
         "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-grid",
         "models-table", "clean",
     ]  # fmt: skip
