@@ -256,8 +256,8 @@ class _Chunk:
                 if (failure := self._failure(clip)) is not None:
                     group.made[clip.key] = failure
                 elif crops is not None and crops.has(clip.key):
-                    mouth = crops.input(clip.key)
-                    group.made[clip.key] = pack(job, clip, mouth, {"num_frames": len(mouth)})
+                    figures = crops.entries[clip.key]["figures"]
+                    group.made[clip.key] = pack(job, clip, crops.input(clip.key), figures)
             clips = [clip for clip, _, _ in group.wanting if clip.key not in group.made]
             if clips and job.stage == "landmarks":
                 clips = group.clips  # all of the video's clips, so that tracking begins where it began

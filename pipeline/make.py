@@ -13,10 +13,11 @@ import numpy as np
 from lipprep.pipeline.inputs import archive_name
 from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
-from lipprep.stages.crop import Crop, Window, brightness, crop_clips
+from lipprep.stages.crop import Crop, Window, crop_clips
 from lipprep.stages.crop_files import read_crops
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
+from lipprep.stages.quality import face_quality, mouth_quality
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
 from lipprep.stages.stopwatch import spent, spent_on
@@ -148,9 +149,9 @@ def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: Soun
             figures = {
                 "num_frames": len(points),
                 "face_share": round(float(seen.mean()), 4),
-                **_figures(points[seen]),
+                "max_faces": found.max_faces,
+                **face_quality(points[seen]),
             }
-            figures["max_faces"] = found.max_faces
             made.append(Made({LANDMARKS: npy_bytes(points.astype(np.float32))}, figures))
     return made
 
@@ -228,15 +229,6 @@ def _track_all(clips: list[list[np.ndarray]], detector: BatchDetector) -> list[C
         return [_track_all([clip], detector)[0] for clip in clips]
 
 
-def _figures(points: np.ndarray) -> dict:
-    """Face size (distance of the outer eye corners) and jitter (mean second difference there), pixels."""
-    size = np.linalg.norm(points[:, 45] - points[:, 36], axis=1).mean()
-    jitter = None
-    if len(points) > 2:
-        jitter = round(float(np.linalg.norm(np.diff(points[:, [36, 45]], n=2, axis=0), axis=2).mean()), 4)
-    return {"face_size": round(float(size), 3), "jitter": jitter}
-
-
 def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list[np.ndarray]:
     """The box of every frame: all that a fixed profile keeps of a video. ClipFailure where it leaves the frame."""
     x, y, w, h = box
@@ -270,12 +262,13 @@ def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None
 
 
 def _crop_figures(crop: Crop) -> dict:
-    return {
-        "num_frames": len(crop.mouth),
-        "scale": round(crop.scale, 4),
-        "outside": round(crop.outside, 4),
-        "brightness": round(crop.brightness, 2),
-    }
+    with spent("figures"):
+        return {
+            "num_frames": len(crop.mouth),
+            "scale": round(crop.scale, 4),
+            "outside": round(crop.outside, 4),
+            **mouth_quality(crop.mouth),
+        }
 
 
 def _crop_group(job: Job, video: str, clips: list[Clip], points: list) -> list[Made]:
@@ -316,7 +309,8 @@ def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[
     if job.wanted.from_crops:
         with spent("decode"):
             mouth = read_crops(job.path(video), crop_size=job.wanted.crop_size, profile=job.wanted.profile)
-        figures = {"num_frames": len(mouth), "brightness": round(brightness(mouth), 2)}
+        with spent("figures"):
+            figures = {"num_frames": len(mouth), **mouth_quality(mouth)}
         return [pack(job, clip, mouth, figures) for clip in clips]
     return [
         pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)

@@ -49,16 +49,15 @@ class CropParameters:
 
 @dataclass(frozen=True)
 class Crop:
-    """Mouth crops (T, S, S) uint8 and their figures.
+    """Mouth crops (T, S, S) uint8, and how they were cut.
 
     `scale` is the mean scale from source to patch, `outside` the share of frames whose patch reaches beyond
-    the source frame (black there), `brightness` the mean gray level.
+    the source frame (black there).
     """
 
     mouth: np.ndarray
     scale: float
     outside: float
-    brightness: float
 
 
 @dataclass(frozen=True)
@@ -154,12 +153,7 @@ class _Cutter:
 
     def crop(self) -> Crop:
         self._warp_seen()
-        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()), brightness(self.mouth))
-
-
-def brightness(mouth_TSS: np.ndarray) -> float:
-    """The mean gray level of mouth crops (T, S, S) uint8."""
-    return cv2.mean(mouth_TSS.reshape(-1, mouth_TSS.shape[-1]))[0]
+        return Crop(self.mouth, float(self.scale.mean()), float(self.outside.mean()))
 
 
 def _matrices(window: Window, parameters: CropParameters, face: np.ndarray, frame_shape: tuple) -> np.ndarray:
