@@ -20,10 +20,11 @@ import torch
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import Index, check_labels, check_parameters
 from lipprep.stages.untrusted import check_file, is_file, printable
+from lipprep.train.calibrate import LEAST, MOST
 from lipprep.train.metrics import warn
 from lipprep.train.models import build
 
-CHECKPOINT_VERSION = 2  # 1 had neither ema, scaler nor versions
+CHECKPOINT_VERSION = 3  # 1 had neither ema, scaler nor versions, 2 neither temperature nor threshold
 LAST, BEST = "last.pt", "best.pt"
 # All that pickles of state dicts name. torch would also read bytearray, Tensor and others, which take memory as asked.
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
@@ -41,7 +42,9 @@ class Checkpoint:
     `step` steps are done in all, `batch` batches of `epoch` (from 0). `best` is the best validation accuracy
     so far, None before the first. `parameters` are those that the training crops were made with, and
     `dataset` is the fingerprint of the shards. `ema` is the moving average of the weights, None without one, and
-    `scaler` the state of fp16's gradient scaler. `versions` are of what it was trained with.
+    `scaler` the state of fp16's gradient scaler. `versions` are of what it was trained with. Logits are divided by
+    `temperature` before the softmax, and below the confidence `threshold` after it a reader abstains
+    (`lipprep.train.calibrate`); both are None where the weights are not calibrated.
     """
 
     model: dict[str, Any] = field(repr=False)
@@ -58,6 +61,8 @@ class Checkpoint:
     ema: dict[str, Any] | None = field(default=None, repr=False)
     scaler: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    temperature: float | None = None
+    threshold: float | None = None
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -239,12 +244,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads 1 to {CHECKPOINT_VERSION}")
     if version == 1:
         state = {**state, "ema": None, "scaler": {}, "versions": {}}
+    if version < 3:
+        state = {**state, "temperature": None, "threshold": None}
     fields = {"model": dict, "optimizer": dict, "config": dict, "parameters": dict, "labels": list, "dataset": str}
     fields |= {"step": int, "epoch": int, "batch": int, "fps": float, "best": float | None}
     fields |= {"ema": dict | None, "scaler": dict, "versions": dict}
+    fields |= {"temperature": float | None, "threshold": float | None}
     wrong = [field for field, kind in fields.items() if field not in state or not isinstance(state[field], kind)]
     wrong += sorted(set(state) - set(fields))
     wrong = wrong or [field for field in ("step", "epoch", "batch") if not 0 <= state[field] < _MAX_STEPS]
+    limits = {"temperature": (LEAST, MOST), "threshold": (0, 1)}
+    wrong = wrong or [n for n, (a, b) in limits.items() if state[n] is not None and not a <= state[n] <= b]
     if wrong:
         raise ValueError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
     try:
