@@ -4,16 +4,9 @@ It binds those of networks that began with such weights, or learnt from what the
 """
 
 from collections.abc import Iterable, Mapping
-from importlib import resources
 
+from lipprep.stages.lrw import is_lrw
 from lipprep.train.checkpoint import Checkpoint
-
-
-def is_lrw(labels: Iterable[str], names: Iterable[str] = ()) -> bool:
-    """Whether a data set is LRW or a part of it: all of its words are LRW's (of two or more), or a name says so."""
-    words = (resources.files("lipprep.stages") / "data" / "lrw_words.txt").read_text(encoding="utf-8").split()
-    ours = {label.upper() for label in labels}
-    return (len(ours) > 1 and ours <= set(words)) or any("lrw" in name.lower() for name in names)
 
 
 def is_of_lrw(checkpoint: Checkpoint, names: Iterable[str] = ()) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lipprep.stages.lrw import is_lrw
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable
@@ -20,7 +21,7 @@ from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.distill import load_teacher
 from lipprep.train.epoch import places, training_plan
-from lipprep.train.licence import is_lrw, is_of_lrw
+from lipprep.train.licence import is_of_lrw
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
 from lipprep.train.optimize import make_optimizer

@@ -17,6 +17,7 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from lipprep.cli import main
+from lipprep.stages.lrw import is_lrw
 from lipprep.train import export
 from lipprep.train.augment import eval_batch
 from lipprep.train.boundary import FORMULAS
@@ -24,7 +25,7 @@ from lipprep.train.card import BOUNDARIES, model_card
 from lipprep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lipprep.train.config import AugmentOptions, Config, as_plain, config_from
 from lipprep.train.device import load_model
-from lipprep.train.licence import is_lrw, is_of_lrw
+from lipprep.train.licence import is_of_lrw
 from lipprep.train.models import HEADS, TRUNKS, build
 
 LAYERS = {"channels": 8, "num_layers": 2}
