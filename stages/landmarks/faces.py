@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprep.stages.landmarks.detector import Detector, Face
+from lipprep.stages.landmarks.tiles import Tiles
 from lipprep.stages.stopwatch import spent
 
 DETECT_EVERY = 5  # frames between two looks for new faces: a fifth of a second
@@ -58,15 +59,15 @@ class _Followed:
 class FaceTracker:
     """Follows all faces through the frames of a video, which come one at a time: of a camera, too.
 
-    New faces are looked for every `detect_every` frames, and in each frame while one is lost or there is none. A face
-    that is lost for up to `forget_after` frames goes on where it was, or is the same again no farther off than its own
+    New faces are looked for every `detect_every` frames, small ones too (`tiles`), and in each frame while one is lost.
+    A face that is lost for up to `forget_after` frames is the same again where it was, or no farther off than its own
     size. Two tracks never follow one face: of two that meet on one, that stays which moved less to get there.
     """
 
     def __init__(
         self, detector: Detector, *, detect_every: int = DETECT_EVERY, forget_after: int = FORGET_AFTER
     ) -> None:
-        self._detector = detector
+        self._detector = Tiles(detector, small_too=True)
         self._detect_every, self._forget_after = detect_every, forget_after
         self._followed: list[_Followed] = []
         self._index = self._count = 0
@@ -80,7 +81,7 @@ class FaceTracker:
         for one in self._followed:
             self._fit(frame, one, one.look)
         self._part()
-        if self._index % self._detect_every == 0 or not self._followed or any(o.points is None for o in self._followed):
+        if self._index % self._detect_every == 0 or any(one.points is None for one in self._followed):
             self._look(frame)
             self._part()
         self._index += 1

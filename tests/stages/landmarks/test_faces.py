@@ -4,6 +4,7 @@ import pytest
 
 from lipprep.stages.landmarks import Face, load_detector
 from lipprep.stages.landmarks.faces import FaceTracker, track_faces
+from lipprep.stages.landmarks.tiles import Tiles
 
 FRAME = (200, 400)
 
@@ -113,4 +114,28 @@ def test_two_real_faces_are_followed_apart(portrait):
 def test_no_frames_and_no_faces():
     assert track_faces([], Scripted([])) == []
     detector = Scripted([[]] * 3)
-    assert track_faces(detector.frames(), detector) == [] and detector.detected == [0, 1, 2]
+    assert track_faces(detector.frames(), detector) == [] and detector.detected == [0]
+
+
+@pytest.mark.parametrize(("side", "x", "y"), [(110, 900, 300), (200, 40, 30), (420, 700, 150)])
+def test_faces_of_all_sizes_are_found_in_large_frames(portrait, side, x, y):
+    mesh = load_detector("mesh")
+    gray = cv2.cvtColor(portrait, cv2.COLOR_BGR2GRAY)
+    frame = np.full((720, 1280), 90, np.uint8)
+    frame[y : y + side, x : x + side] = cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA)
+    (track,) = track_faces([frame], mesh)
+    (wanted,) = track_faces([gray], mesh)
+    error = (track.points_TKD[0] - (x, y)) * 256 / side - wanted.points_TKD[0]
+    assert np.linalg.norm(error, axis=1).mean() < 4
+
+
+def test_a_large_and_a_small_face_are_found_together(portrait):
+    gray = cv2.cvtColor(portrait, cv2.COLOR_BGR2GRAY)
+    frame = np.full((720, 1280), 90, np.uint8)
+    frame[100:612, 100:612] = cv2.resize(gray, (512, 512))
+    frame[300:420, 900:1020] = cv2.resize(gray, (120, 120), interpolation=cv2.INTER_AREA)
+    mesh = load_detector("mesh")
+    tracks = track_faces([frame] * 2, mesh)
+    assert [track.points_TKD.shape[0] for track in tracks] == [2, 2]
+    assert tracks[0].size == pytest.approx(512 / 120 * tracks[1].size, rel=0.1)
+    assert len(Tiles(mesh).faces(frame)) == 1  # which will do where one is looked for
