@@ -1,6 +1,7 @@
 """The options that several commands share."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +56,20 @@ OUT = click.option(
 )
 WORKERS = click.option("-j", "--workers", type=click.IntRange(1), help="Processes.  [default: all cores]")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the figures as one line of JSON.")
+FROM = click.argument("root", type=Place())
+LISTING = options(
+    click.option("-o", "--out", type=FILE, required=True, help="The manifest to write, e.g. manifests/lrw.jsonl."),
+    click.option("--root", "base", type=Place(), help="What the videos' paths start at: ROOT or a folder above."),
+    click.option("--words", help="Only these words: a comma list, or a file with a word a line."),
+    click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]"),
+    click.option(
+        "--chunk-size", type=click.IntRange(1), default=512, show_default=True, help="Clips a shard, at most."
+    ),
+    click.option(
+        "--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn."
+    ),
+)
+_MAX_WORDS = 1 << 24  # bytes of a list of words
 PROFILES = ("lrw2021", "lrw2022", "unaligned", "fixed")
 PUBLISHED = "published"
 CROPS = options(
@@ -81,6 +96,23 @@ CROPS = options(
         "80,116,96,96; of those, not known]",
     ),
 )
+
+
+def words_of(text: str | None) -> set[str] | None:
+    """The words that --words gives: a comma list, or a file of them. Raises ValueError where there are none."""
+    if text is None:
+        return None
+    # A word may be called like a folder here; anything else of that name is meant.
+    if os.path.lexists(text) and not os.path.isdir(text):  # noqa: PTH112 (pathlib's raise for a long list)
+        from lipprep.stages.untrusted import read_text
+
+        listed = read_text(Path(text), "list of words", limit=_MAX_WORDS).split()
+    else:
+        listed = text.split(",")
+    words = {word.strip() for word in listed if word.strip()}
+    if not words:
+        raise ValueError(f"--words {text!r} names no words")
+    return words
 
 
 def _box(text: str | None) -> tuple[int, ...] | None:

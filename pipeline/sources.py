@@ -11,6 +11,7 @@ from stat import S_ISDIR
 
 import msgspec
 
+from lipprep.pipeline.captions.tables import parse_align
 from lipprep.pipeline.deal import deal, seeded_rank
 from lipprep.pipeline.manifest import (
     CHUNK_SIZE,
@@ -29,7 +30,6 @@ VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 FPS = 25.0  # of LRW and GRID, and of every model trained on them
 LRW_SECONDS = 29 / FPS  # length of an LRW clip; the word lies in its middle
 GRID_FRAMES = 29  # as LRW's clips, so that one network reads both
-GRID_UNITS = 1000  # of an .align file, a frame
 _MAX_TEXT = 1 << 24  # bytes of a label file or an alignment
 _MAX_SECONDS = 3600.0  # of a word: more is no duration
 FRACTIONS = {"test": 0.1, "val": 0.1}  # of a seeded split; the rest is for training
@@ -185,30 +185,34 @@ def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterab
         videos = _videos(speaker)
         aligns = [root / "align" / speaker.name / f"{video.stem}.align" for video in videos]
         for video, align, text in zip(videos, aligns, _texts(read, aligns), strict=True):
-            for number, line in enumerate(text.splitlines(), 1):
-                if not line.strip():
+            try:
+                timings = parse_align(text)
+            except ValueError as error:
+                raise ValueError(f"{printable(align)}, {error}") from None
+            split = "unseen" if speaker.name in unseen else None
+            for said in timings:
+                if said.word in ("sil", "sp") or (words is not None and said.word not in words):
                     continue
-                try:
-                    first, last, word = line.split()
-                    begin, end = int(first) / GRID_UNITS, int(last) / GRID_UNITS  # frames
-                except (ValueError, OverflowError):
-                    raise ValueError(
-                        f"{printable(align)}, line {number}: {line[:80]!r} is not `start end word`"
-                    ) from None
-                if word in ("sil", "sp") or (words is not None and word not in words):
-                    continue
-                start = round((begin + end) / 2 - GRID_FRAMES / 2)
-                yield Row(
-                    video=_below(root, video),
-                    word=word,
-                    split="unseen" if speaker.name in unseen else None,
-                    start=start,
-                    num_frames=GRID_FRAMES,
-                    word_start=round((begin - start) / FPS, 6),
-                    word_end=round((end - start) / FPS, 6),
-                    duration=round((end - begin) / FPS, 6),
-                    speaker=speaker.name,
-                )
+                yield window(_below(root, video), said.word, said.start, said.end, split=split, speaker=speaker.name)
+
+
+def window(
+    video: str, word: str, start: float, end: float, *, split: str | None = None, speaker: str | None = None
+) -> Row:
+    """A clip of 29 frames centred on a word that is said from `start` to `end` seconds, which is not cut short."""
+    begin, finish = round(start * FPS, 6), round(end * FPS, 6)  # frames; without what floats add to halves of them
+    first = round((begin + finish) / 2 - GRID_FRAMES / 2)
+    return Row(
+        video=video,
+        word=word,
+        split=split,
+        start=first,
+        num_frames=GRID_FRAMES,
+        word_start=round((begin - first) / FPS, 6),
+        word_end=round((finish - first) / FPS, 6),
+        duration=round((finish - begin) / FPS, 6),
+        speaker=speaker,
+    )
 
 
 _CSV = {

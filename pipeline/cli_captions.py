@@ -1,0 +1,289 @@
+"""`lipprep manifest captions`: the words of long videos, listed by files that say when each is said."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lipprep.command import Command, Place
+from lipprep.pipeline.options import FROM, JSON, LISTING, WORKERS, cores, options, words_of
+from lipprep.stages.remote import RemotePath
+
+if TYPE_CHECKING:
+    from lipprep.pipeline.captions.choose import Account, Choice, Spoken
+    from lipprep.pipeline.manifest import Manifest
+
+_NAMED = 8  # files of a kind that are named; --json names all
+_SECONDS = click.FloatRange(min=0)
+TIMINGS = options(
+    click.option("--timings", type=Place(), metavar="DIR", help="Where the timings lie.  [default: beside the videos]"),
+    click.option(
+        "--lang", help="The language of the timings, where there are several: en takes a.en.vtt, a.en-US.vtt."
+    ),
+    click.option("--tier", help="The tier of a TextGrid.  [default: `words`, or the first of intervals]"),
+    click.option(
+        "--rough", is_flag=True, help="Take words, too, whose times are guessed from those of a whole subtitle."
+    ),
+    click.option(
+        "--case",
+        type=click.Choice(["upper", "lower", "keep"]),
+        default="upper",
+        show_default=True,
+        help="How labels are spelt: in capitals as LRW's.",
+    ),
+)
+CHOICE = options(
+    click.option(
+        "--min-duration",
+        type=_SECONDS,
+        default=0.08,
+        show_default=True,
+        help="Seconds a word lasts at least: in two frames a mouth can move.",
+    ),
+    click.option(
+        "--max-duration",
+        type=_SECONDS,
+        default=1.16,
+        show_default=True,
+        help="Seconds a word lasts at most: a clip's 29 frames; longer ones have pauses in them.",
+    ),
+    click.option(
+        "--min-confidence", type=click.FloatRange(0, 1), help="Least confidence, where files have one (WhisperX, CTM)."
+    ),
+    click.option(
+        "--min-clips", type=click.IntRange(1), default=1, show_default=True, help="Only words with as many clips."
+    ),
+    click.option("--max-words", type=click.IntRange(1), help="Only the so many most frequent words."),
+    click.option("--one-face", is_flag=True, help="Only words during which exactly one face is seen (decodes videos)."),
+    click.option(
+        "--min-face",
+        type=click.FloatRange(min=0),
+        metavar="PX",
+        help="Least distance of the outer eye corners, pixels, of the largest face (decodes videos).",
+    ),
+    click.option(
+        "--speaker-from",
+        metavar="folder|CSV|REGEX",
+        help="Whose videos stay in one split: the first folder below ROOT, a .csv with the columns video and speaker, "
+        "or a regular expression of which the first group is found in the path.",
+    ),
+)
+
+
+@click.command("captions", cls=Command)
+@FROM
+@LISTING
+@TIMINGS
+@CHOICE
+@WORKERS
+@JSON
+def captions(
+    root: Path | RemotePath,
+    out: Path,
+    base: Path | RemotePath | None,
+    words: str | None,
+    labels: Path | None,
+    chunk_size: int,
+    seed: int,
+    as_json: bool,
+    **how,
+) -> None:
+    """Videos of any length with their word timings beside them: a window a word, nothing is cut.
+
+    Timings are WebVTT with times for words (automatic captions), TextGrid, GRID's .align, CTM, JSON of Gentle,
+    WhisperX, Whisper and Montreal Forced Aligner, and roughly SRT and plain WebVTT: talk.mp4 with talk.en.vtt. No
+    speaker and no video is in two splits.
+
+    \b
+    Example:
+      lipprep manifest captions talks -o manifests/talks.jsonl --min-clips 50 --one-face --speaker-from folder
+    """
+    from lipprep.pipeline.captions.choose import Account, Choice, said
+    from lipprep.pipeline.captions.match import speakers_of
+    from lipprep.pipeline.captions.split import draw, groups, same_files
+    from lipprep.pipeline.manifest import save_manifest
+    from lipprep.pipeline.sources import make_manifest, read_labels, relative_to, window
+
+    folder = how["timings"] or root
+    for there in (root, folder):
+        if not there.is_dir():
+            raise ValueError(f"there is no folder {there}")
+    known = None if labels is None else read_labels(labels)
+    names = ("case", "rough", "min_confidence", "min_duration", "max_duration", "min_clips", "max_words")
+    choice = Choice(wanted=_wanted(words_of(words), known, how["case"]), **{name: how[name] for name in names})
+    if choice.min_duration > choice.max_duration:
+        raise ValueError("--min-duration is more than --max-duration: no word has both")
+    account = Account()
+    matches = _matches(root, folder, how["lang"], account)
+    speakers = speakers_of(matches.timings, how["speaker_from"])
+    spoken = _spoken(root, folder, matches, choice, account, out=out, **how)
+    if not spoken:
+        _tell_notes(account.notes)
+        raise ValueError(f"no word is left for a manifest. {said(account, 0)}")
+    clips = Counter(one.video for one in spoken)
+    same = same_files(root, clips)
+    group_of = groups(clips, speakers, same)
+    split = draw(clips, group_of, seed)
+    rows = [
+        window(o.video, o.word, o.start, o.end, split=split[o.video], speaker=speakers.get(o.video)) for o in spoken
+    ]
+    if base is not None:
+        rows = relative_to(base, root, rows)
+    made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
+    save_manifest(made)
+    if as_json:
+        found = {
+            "videos": account.read,
+            "words": account.words,
+            "dropped": {why: count for why, count in account.dropped.items() if count},
+            "clips": len(made.clips),
+            "labels": len(made.labels),
+            "splits": Counter(c.split for c in made.clips),
+            "groups": len(set(group_of.values())),
+            "same_files": same,
+            "videos_without_timings": matches.untimed,
+            "timings_without_video": matches.orphans,
+            "timings_not_taken": matches.others,
+            "notes": [{"file": file, "message": message} for file, message in account.notes],
+        }
+        click.echo(json.dumps(found))
+        return
+    _tell_files(account, matches, same)
+    _tell_notes(account.notes)
+    _tell_choice(account, choice, how, speakers, clips)
+    click.echo(said(account, len(made.clips)))
+    _tell_made(made, group_of)
+
+
+def _wanted(words: set[str] | None, labels: Sequence[str] | None, case: str) -> set[str] | None:
+    """The words that are asked for; ValueError where a label is spelt as no word will be."""
+    from lipprep.pipeline.captions.words import normalise
+    from lipprep.stages.untrusted import printable
+
+    for label in labels or ():
+        if normalise(label, case) != label:
+            raise ValueError(
+                f"the label {printable(label)!r} is not spelt as words are with --case {case}: choose another --case, "
+                "or spell the label file so"
+            )
+    spelt = None if words is None else {normalise(word, case) for word in words} - {None}
+    if labels is None or spelt is None:
+        return spelt if labels is None else set(labels)
+    return spelt & set(labels)
+
+
+def _matches(root: Path | RemotePath, folder: Path | RemotePath, language: str | None, account: "Account"):
+    """Which timings belong to which video; ValueError where there are none at all."""
+    from lipprep.pipeline.captions.collect import adopt
+    from lipprep.pipeline.captions.match import files_below, match
+
+    videos = files_below(root)
+    found = adopt(match(videos, videos if folder == root else files_below(folder), language=language), folder, account)
+    if not found.timings and not found.untimed:
+        raise ValueError(f"there is no video below {root}")
+    if not found.timings:
+        _tell_notes(account.notes)
+        spoken = f" in the language {language}" if language else ""
+        where = "beside it" if folder == root else f"below {folder}"
+        raise ValueError(
+            f"none of {len(found.untimed)} videos below {root} has timings{spoken} {where}: e.g. {found.untimed[0]} "
+            "needs a file of its name that ends in .vtt, .srt, .TextGrid, .align, .ctm or .json"
+        )
+    return found
+
+
+def _spoken(
+    root: Path | RemotePath,
+    folder: Path | RemotePath,
+    matches,
+    choice: "Choice",
+    account: "Account",
+    *,
+    out: Path,
+    tier: str | None,
+    one_face: bool,
+    min_face: float | None,
+    workers: int | None,
+    **_: object,
+) -> "list[Spoken]":
+    """The words that become clips."""
+    import dataclasses
+
+    from lipprep.pipeline.captions.choose import choose_words
+    from lipprep.pipeline.captions.collect import collect
+
+    spoken = collect(root, folder, matches, choice=choice, tier=tier, account=account)
+    if one_face or min_face is not None:
+        from lipprep.pipeline.captions.faces import choose_faces, look_at_all
+
+        # Words that are too few already need no look.
+        spoken = choose_words(spoken, dataclasses.replace(choice, max_words=None), account)
+        kept = out.with_name(f".{out.stem}.faces.jsonl")
+        seen = look_at_all(root, spoken, kept=kept, workers=workers or cores(), account=account)
+        spoken = choose_faces(seen, one_face=one_face, min_face=min_face or 0.0, account=account)
+    return choose_words(spoken, choice, account)
+
+
+def _some(names: Sequence[str]) -> str:
+    from lipprep.stages.untrusted import printable
+
+    more = f" and {len(names) - _NAMED} more (--json names all)" if len(names) > _NAMED else ""
+    return printable(", ".join(names[:_NAMED])) + more
+
+
+def _tell_files(account: "Account", matches, same: list[list[str]]) -> None:
+    click.echo(f"{account.read} videos with timings read")
+    for names, what in (
+        (matches.untimed, "videos have no timings"),
+        (matches.orphans, "timing files have no video"),
+        (matches.others, "timing files are in another language"),
+    ):
+        if names:
+            click.echo(f"{len(names)} {what}: {_some(names)}", err=True)
+    for named in same:
+        click.echo(f"the same file under {len(named)} names, kept in one split: {_some(named)}", err=True)
+
+
+def _tell_notes(notes: Sequence[tuple[str, str]]) -> None:
+    from lipprep.stages.untrusted import printable
+
+    for file, message in notes[:_NAMED]:
+        click.echo(printable(message if file in message else f"{file}: {message}"), err=True)
+    if len(notes) > _NAMED:
+        click.echo(f"{len(notes) - _NAMED} more files of which something is to be said (--json names all)", err=True)
+
+
+def _tell_choice(
+    account: "Account", choice: "Choice", how: Mapping, speakers: Mapping[str, str], clips: Mapping[str, int]
+) -> None:
+    """Say what was asked for and did nothing."""
+    if choice.min_confidence is not None and not account.confident:
+        click.echo("warning: --min-confidence does nothing: no file has confidences", err=True)
+    nameless = [video for video in clips if video not in speakers]
+    if how["speaker_from"] and nameless:
+        click.echo(
+            f"warning: {len(nameless)} videos have no speaker after --speaker-from, and each counts as one of its own: "
+            f"{_some(nameless)}",
+            err=True,
+        )
+
+
+def _tell_made(made: "Manifest", group_of: Mapping[str, str]) -> None:
+    from lipprep.pipeline.cli_manifest import tell_listed
+
+    tell_listed(made)
+    if (drawn := len(set(group_of.values()))) < 3:
+        click.echo(
+            "warning: all clips are for training, as three splits need three videos at least that have nothing in "
+            f"common, speakers among it: there are {drawn}",
+            err=True,
+        )
+    elif untaught := {c.word for c in made.clips} - {c.word for c in made.clips if c.split == "train"}:
+        click.echo(
+            f"warning: {len(untaught)} words have no clip in train ({_some(sorted(untaught))}): with --min-clips or "
+            "another --seed there may be fewer",
+            err=True,
+        )
