@@ -33,7 +33,7 @@ COMMANDS = {
         "models",
         "List every network with its size, cost and published accuracy.",
     ),
-    "evaluate": ("lipprep.train.cli", "evaluate", "Measure a trained lip reader on a split."),
+    "evaluate": ("lipprep.train.cli_evaluate", "evaluate", "Measure a trained lip reader on a split."),
     "import-checkpoint": (
         "lipprep.train.cli_import",
         "import_checkpoint",

@@ -13,17 +13,16 @@ from lipprep.stages.shard.index import load_index
 from lipprep.train import evaluate as evaluating
 from lipprep.train.checkpoint import load_checkpoint
 from lipprep.train.config import load_recipe
+from lipprep.train.confusion import draw_confusion, word_table
 from lipprep.train.draws import AugmentOptions
 from lipprep.train.epoch import evaluation_plan, places
 from lipprep.train.evaluate import (
     classify,
-    draw_confusion,
     evaluate,
     read_groups,
     top_k,
     wilson,
     within_groups,
-    word_table,
 )
 from lipprep.train.loader import BatchLoader, ShardBatches
 from lipprep.train.loop import train
