@@ -128,12 +128,27 @@ def abstain_threshold(confidences_N: np.ndarray, correct_N: np.ndarray, *, keep:
     return max(EVEN, math.floor(1e4 * float(lowest)) / 1e4)
 
 
-def confidence_figures(probabilities_NC: np.ndarray, labels_N: np.ndarray, *, threshold: float | None) -> dict:
-    """ECE; with a threshold also the part of the clips that is `kept`, and their accuracy `kept_top1`, None of none."""
-    confidences_N, correct_N = answered(probabilities_NC, labels_N)
-    figures: dict = {"ece": expected_calibration_error(confidences_N, correct_N)}
-    if threshold is not None:
-        kept_N = confidences_N >= threshold
-        figures["kept"] = float(kept_N.mean())
-        figures["kept_top1"] = float(correct_N[kept_N].mean()) if kept_N.any() else None
+def confidence_figures(
+    members: Sequence[np.ndarray], calibrations: Sequence[Calibration | None], labels_N: np.ndarray
+) -> dict:
+    """What the confidence of a reader is worth, or of several (logits (N, C) each) whose probabilities are averaged.
+
+    `ece` without temperatures and, where a member has one, `ece_calibrated` with them. Of one reader that has, also the
+    part of the clips that its threshold leaves (`kept`), and if there are any, their accuracy (`kept_top1`).
+    """
+    plain = answered(mean_probabilities(members, [1.0] * len(members)), labels_N)
+    figures = {"ece": expected_calibration_error(*plain)}
+    if any(calibrations):
+        confidences_N, correct_N = answered(mean_probabilities(members, temperatures(calibrations)), labels_N)
+        figures["ece_calibrated"] = expected_calibration_error(confidences_N, correct_N)
+        if len(members) == 1:
+            kept_N = confidences_N >= calibrations[0].threshold
+            figures["kept"] = float(kept_N.mean())
+            if kept_N.any():
+                figures["kept_top1"] = float(correct_N[kept_N].mean())
     return figures
+
+
+def temperatures(calibrations: Sequence[Calibration | None]) -> list[float]:
+    """The temperature of each; 1, which changes nothing, where there is none."""
+    return [1.0 if each is None else each.temperature for each in calibrations]

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,14 @@ from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import AGAIN, RemoteError
+from lipprep.train.calibrate import Calibration, calibrate, confidence_figures
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint, versions
 from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
 from lipprep.train.errors import explained, less_memory, of_reader
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
-from lipprep.train.metrics import METRICS, Metrics, NoMetrics, has_evaluation, warn
+from lipprep.train.metrics import METRICS, Metrics, NoMetrics, best_validation, has_evaluation, warn
 from lipprep.train.optimize import learning_rate
 from lipprep.train.prepare import Kept, Work, prepare, validates
 from lipprep.train.ranks import ALONE, Ranks
@@ -172,10 +173,14 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
                 if not math.isfinite(figures["loss"]):
                     raise watch.failed(f"the validation loss after step {work.done}", figures["loss"])
             last.update(step=work.done, **figures)
+            if "temperature" in figures:
+                work.calibration = Calibration(figures["temperature"], figures["threshold"])
             # Of equal ones the last: on small splits many are equal, and the rate has fallen further.
-            if work.best is None or figures["top1"] >= work.best:
+            better = work.best is None or figures["top1"] >= work.best
+            if better:
                 work.best = figures["top1"]
                 save(BEST)
+            if better or work.done == total:  # which ends with its temperature
                 save(LAST)
             writing.evaluation(work.done, "val", epoch=epoch, **figures)
             if ranks.main:
@@ -199,6 +204,7 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
             lr = learning_rate(work.done, total=total, per_epoch=per_epoch, config=config)
             watch.step(step(batch, step=work.done, lr=lr), batch["keys"])
             work.done += 1
+            work.calibration = None  # that of other weights
             done = work.done
             looks_back = validation is not None and validates(config, done, total, per_epoch)
             saves = looks_back or done == total or done % (config.save_every or per_epoch) == 0
@@ -234,7 +240,7 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
     outcome = Outcome(work.done, work.best, time.monotonic() - started, ended or "steps", validated, [])
     if not ranks.main:
         return outcome
-    write_summary(run, _summary(work, outcome, watch, skipped, last))
+    write_summary(run, _summary(work, outcome, watch, skipped, {"best": best_validation(run), "last": last or None}))
     draw_curves(run)
     names = (CONFIG, METRICS, LAST, BEST, SUMMARY, CURVES, FIRST_BATCH, *([TRACE] if trace else []))
     return replace(outcome, files=[run / name for name in names if (run / name).is_file()])
@@ -275,11 +281,16 @@ def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
     loss = negative(torch.from_numpy(logits_NC), torch.from_numpy(labels_N))
     figures = {"loss": loss.item(), "top1": top_k(logits_NC, labels_N, 1), "top5": top_k(logits_NC, labels_N, 5)}
     if answers.untold is not None:
-        figures["top1_without_boundary"] = top_k(of_all(answers.untold)[whole_N], labels_N, 1)
+        logits_NC = of_all(answers.untold)[whole_N]
+        figures["top1_without_boundary"] = top_k(logits_NC, labels_N, 1)
+    # Of confidence in the wild, so without boundaries; and on clips that are learnt by heart none can be measured.
+    if not config.overfit and len(labels_N) and np.isfinite(logits_NC).all():
+        calibration = calibrate(logits_NC, labels_N)
+        figures |= asdict(calibration) | confidence_figures([logits_NC], [calibration], labels_N)
     return figures
 
 
-def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, last: dict) -> dict:
+def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, validations: dict) -> dict:
     config, index = work.config, work.index
     return {
         "ended": outcome.ended,
@@ -287,7 +298,8 @@ def _summary(work: Work, outcome: Outcome, watch: Watch, skipped: Skipped, last:
         "steps": outcome.steps,
         "epochs": round(outcome.steps / work.per_epoch, 2),
         "best_val_top1": outcome.best,
-        "last_validation": last or None,
+        "best_validation": validations["best"],
+        "last_validation": validations["last"],
         "seconds": round(outcome.seconds, 1),
         "clips_per_s": round(watch.clips / watch.seconds, 1) if watch.seconds else None,
         "wait": round(watch.waited / watch.seconds, 4) if watch.seconds else None,

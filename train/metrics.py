@@ -79,6 +79,12 @@ def has_evaluation(run: Path, step: int) -> bool:
     return any(row["step"] == step and "split" in row for row in read_metrics(run))
 
 
+def best_validation(run: Path) -> dict | None:
+    """The line of the validation that best.pt is of: of the best top-1, of equal ones the last."""
+    rows = [row for row in read_metrics(run) if row.get("split") == "val" and isinstance(row.get("top1"), float)]
+    return max(rows, key=lambda row: (row["top1"], row["step"]), default=None)
+
+
 def read_metrics(run: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl, less those that a kill or a disk has damaged."""
     return [json.loads(line) for line in _lines(run) if math.isfinite(_step(line))]

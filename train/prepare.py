@@ -16,6 +16,7 @@ from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable
 from lipprep.train.boundary import words_of
 from lipprep.train.cache import open_cache
+from lipprep.train.calibrate import Calibration
 from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
 from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
@@ -43,7 +44,8 @@ class Work:
     """What a run is made of, and where it stands: `done` of `total` steps, `best` validation accuracy so far.
 
     `average` is the moving average of the weights and `teacher` what is learnt from beside the labels, None without
-    one. `owed` says that the validation after the last step done was cut short.
+    one. `owed` says that the validation after the last step done was cut short. `calibration` is that of the weights as
+    they are, None where they were not validated.
     """
 
     config: Config
@@ -63,6 +65,7 @@ class Work:
     done: int = 0
     best: float | None = None
     owed: bool = False
+    calibration: Calibration | None = None
 
     @property
     def reader(self) -> torch.nn.Module:
@@ -109,6 +112,8 @@ class Work:
             ema=None if self.average is None else self.average.module.state_dict(),
             scaler=self.scaler.state_dict(),
             versions=versions(),
+            temperature=None if self.calibration is None else self.calibration.temperature,
+            threshold=None if self.calibration is None else self.calibration.threshold,
         )
 
 
@@ -201,7 +206,9 @@ def prepare(
     elif any(s.split == "val" and s.samples for s in index.shards):
         val = ShardBatches(shards, index, "val", cache=blocks, skip_damaged=skip_corrupt)
     elif ranks.main:
-        tqdm.write(f"the shards have no split val: accuracy is not measured and no {BEST} is kept")
+        tqdm.write(
+            f"the shards have no split val: accuracy is not measured, confidence not calibrated, and no {BEST} is kept"
+        )
     workers = default_workers(where, beside=ranks.beside) if config.workers is None else config.workers
     resolved = {"device": where.type, "precision": precision, "workers": workers, "processes": ranks.world}
     if where.type == "cpu":

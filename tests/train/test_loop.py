@@ -89,6 +89,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
         a, b = (load_checkpoint(tmp_path / r / name) for r in "ab")
         assert all(torch.equal(a.model[key], b.model[key]) for key in a.model)
         assert (a.step, a.epoch, a.batch, a.best) == (b.step, b.epoch, b.batch, b.best)
+        assert a.temperature is not None and (a.temperature, a.threshold) == (b.temperature, b.threshold)
 
 
 def test_a_run_killed_while_it_validates_loses_nothing(shards, tiny, tmp_path, monkeypatch):
@@ -112,7 +113,8 @@ def test_a_run_killed_while_it_validates_loses_nothing(shards, tiny, tmp_path, m
     train(config, shards=shards, run=run, device="cpu", resume=checkpoint)
     assert lines(run) == lines(tmp_path / "a")
     for name in ("last.pt", "best.pt"):
-        assert load_checkpoint(run / name).best == load_checkpoint(tmp_path / "a" / name).best
+        a, b = (load_checkpoint(tmp_path / r / name) for r in "ab")
+        assert (a.best, a.temperature, a.threshold) == (b.best, b.temperature, b.threshold)
 
 
 def test_a_line_holds_the_mean_loss_of_the_steps_since_the_last(shards, tiny, tmp_path):
@@ -165,6 +167,10 @@ def test_a_run_tells_of_itself(trained_run):
     rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert (summary["ended"], summary["steps"], summary["epochs"], summary["words"]) == ("steps", 36, 6.0, 4)
     assert summary["best_val_top1"] == max(row["top1"] for row in rows if "split" in row)
+    for name, which in (("best.pt", "best"), ("last.pt", "last")):  # each has the temperature of its own weights
+        told, checkpoint = summary[f"{which}_validation"], load_checkpoint(trained_run / name)
+        assert (checkpoint.step, checkpoint.temperature) == (told["step"], told["temperature"])
+        assert checkpoint.threshold == told["threshold"] and 0 <= told["ece_calibrated"] <= 1
     assert summary["clips"] == {"train": 48, "val": 10} and summary["skipped"] == 0
     assert set(summary["versions"]) == {"lipprep", "torch", "python"}
     assert {"step", "epoch", "loss", "lr", "clips_per_s", "wait", "accuracy"} <= rows[0].keys()
