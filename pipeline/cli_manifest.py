@@ -1,7 +1,6 @@
 """`lipprep manifest`: a corpus's clips, listed."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,9 +10,24 @@ from typing import TYPE_CHECKING
 import click
 
 from lipprep.command import CONTEXT, Command, Place
-from lipprep.pipeline.options import FILE, JSON, MANIFEST, ROOT, WORKERS, cores, options
+from lipprep.pipeline.cli_captions import captions
+from lipprep.pipeline.options import (
+    FILE,
+    FROM,
+    JSON,
+    LISTING,
+    MANIFEST,
+    ROOT,
+    WORK,
+    WORKERS,
+    cores,
+    layout_of,
+    open_data_set,
+    words_of,
+)
 
 if TYPE_CHECKING:
+    from lipprep.pipeline.manifest import Manifest
     from lipprep.pipeline.sources import Row
 
 
@@ -28,36 +42,12 @@ def manifest() -> None:
     """
 
 
-LISTING = options(
-    click.option("-o", "--out", type=FILE, required=True, help="The manifest to write, e.g. manifests/lrw.jsonl."),
-    click.option("--root", "base", type=Place(), help="What the videos' paths start at: ROOT or a folder above."),
-    click.option("--words", help="Only these words: a comma list, or a file with a word a line."),
-    click.option("--labels", type=FILE, help="A label file, a word a line.  [default: the sorted words]"),
-    click.option(
-        "--chunk-size", type=click.IntRange(1), default=512, show_default=True, help="Clips a shard, at most."
-    ),
-    click.option(
-        "--seed", type=int, default=0, show_default=True, help="Of the shuffle, and of splits that are drawn."
-    ),
-)
-_MAX_WORDS = 1 << 24  # bytes of a list of words
-FROM = click.argument("root", type=Place())
-
-
-def _words(text: str | None) -> set[str] | None:
-    if text is None:
-        return None
-    # A word may be called like a folder here; anything else of that name is meant.
-    if os.path.lexists(text) and not os.path.isdir(text):  # noqa: PTH112 (pathlib's raise for a long list)
-        from lipprep.stages.untrusted import read_text
-
-        listed = read_text(Path(text), "list of words", limit=_MAX_WORDS).split()
-    else:
-        listed = text.split(",")
-    words = {word.strip() for word in listed if word.strip()}
-    if not words:
-        raise ValueError(f"--words {text!r} names no words")
-    return words
+def tell_listed(made: "Manifest") -> None:
+    """Print what a manifest that was just written holds."""
+    splits = ", ".join(f"{name} {count}" for name, count in Counter(c.split for c in made.clips).items())
+    click.echo(
+        f"{len(made.clips)} clips of {len(made.labels)} words in {made.path} ({splits}; {len(made.chunks())} chunks)"
+    )
 
 
 def _make(
@@ -79,7 +69,7 @@ def _make(
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}")
     known = None if labels is None else read_labels(labels)
-    wanted = _words(words)
+    wanted = words_of(words)
     rows = list(tqdm(rows_of(wanted), desc="clips", unit="clip"))
     if wanted and (absent := wanted - {r.word for r in rows}):
         raise ValueError(f"no clip of the words {', '.join(sorted(absent)[:8])} was found below {root}")
@@ -87,8 +77,7 @@ def _make(
         rows = relative_to(base, root, rows)
     made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
     save_manifest(made)
-    splits = ", ".join(f"{name} {count}" for name, count in Counter(c.split for c in made.clips).items())
-    click.echo(f"{len(made.clips)} clips of {len(made.labels)} words in {out} ({splits}; {len(made.chunks())} chunks)")
+    tell_listed(made)
     if timeless := sum(c.duration is None for c in made.clips):
         click.echo(f"{timeless} clips have no word duration: they are trained on at full length", err=True)
 
@@ -157,6 +146,9 @@ def manifest_csv(table: Path, base: Path | None, **how) -> None:
     _make(lambda chosen: read_csv(table, chosen), root=base or table.resolve().parent, base=None, **how)
 
 
+manifest.add_command(captions)
+
+
 @manifest.command("check", cls=Command)
 @MANIFEST
 @ROOT
@@ -185,3 +177,60 @@ def manifest_check(manifest_path: Path | None, root: Path | None, min_frames: in
         click.echo(f"{videos} videos checked, {len(problems)} with a problem")
     if problems:
         sys.exit(1)
+
+
+@manifest.command("filter", cls=Command)
+@click.argument("condition")
+@MANIFEST
+@WORK
+@click.option(
+    "--shards",
+    type=Place(),
+    default=Path("shards"),
+    show_default=True,
+    help="The shards that were made of the manifest, if any: their figures count, and they are copied from.",
+)
+@click.option("-o", "--out", type=FILE, required=True, help="The cleaner manifest.")
+@JSON
+def manifest_filter(condition: str, manifest_path: Path | None, work, shards, out: Path, as_json: bool) -> None:
+    """Keep the clips whose figures fit a CONDITION, in the chunks that they are in.
+
+    \b
+    Figures: num_frames face_share max_faces face_size jitter rotation centre_x centre_y scale outside
+    brightness black frozen sharpness movement jump; and suspicion, the score of `lipprep report --json`.
+    They are compared with numbers by < <= > >= == !=, and joined by and, or, not and brackets.
+
+    Clips that failed, and those of which a figure in the condition is not known, do not stay. What was made of
+    the others is not made again: the stages copy it when they are run with the new manifest.
+
+    \b
+    Example:
+      lipprep manifest filter 'jitter < 2 and face_share > 0.9' -m manifests/mine.jsonl -o manifests/clean.jsonl
+      lipprep landmarks -m manifests/clean.jsonl
+      lipprep shards -m manifests/clean.jsonl -o clean-shards
+    """
+    from lipprep.pipeline.expression import parse_condition
+    from lipprep.pipeline.figures import NUMBERS, read_table
+    from lipprep.pipeline.filter import filter_manifest, lend_artefacts
+    from lipprep.pipeline.manifest import save_manifest
+    from lipprep.pipeline.suspicion import SUSPICION, scores
+
+    parsed = parse_condition(condition, [*NUMBERS, SUSPICION])
+    listed, layout = open_data_set(manifest_path, None, work, shards)
+    table = read_table(listed, layout)
+    columns = dict(table.columns)
+    if SUSPICION in parsed.names:
+        columns[SUSPICION] = scores(table)
+    filtered = filter_manifest(table, parsed, columns, out)
+    kept = filtered.manifest
+    save_manifest(kept)
+    lend_artefacts(listed, layout, layout_of(kept.name, work, shards))
+    if as_json:
+        told = {"clips": len(table), "kept": len(kept.clips), "left_out": filtered.left_out}
+        click.echo(json.dumps({**told, "words": len({c.word for c in kept.clips}), "manifest": str(out)}))
+        return
+    click.echo(f"{len(kept.clips)} of {len(table)} clips in {out}, in {len(kept.chunks())} chunks")
+    for why, count in filtered.left_out.items():
+        click.echo(f"  {count} left out: {why}")
+    if gone := sorted({c.word for c in listed.clips} - {c.word for c in kept.clips}):
+        click.echo(f"no clip of these words is left: {', '.join(gone[:8])}{' ...' if len(gone) > 8 else ''}", err=True)

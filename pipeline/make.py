@@ -106,7 +106,9 @@ def span(clips: list[Clip]) -> tuple[int, int | None]:
     """The frames of a video that its clips see together: [first, last), last None for the whole video."""
     if any(c.start is None for c in clips):
         return 0, None
-    return max(0, min(c.start for c in clips)), max(1, max(c.start + c.num_frames for c in clips))
+    first = min(min(c.start, c.start if c.tracked_from is None else c.tracked_from) for c in clips)
+    last = max(max(c.start + c.num_frames, c.tracked_to or 0) for c in clips)
+    return max(0, first), max(1, last)
 
 
 def _landmark_group(job: Job, video: str, clips: list[Clip], _: list) -> list[Made]:

@@ -33,7 +33,9 @@ class Clip(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unk
 
     `video` is a path below the manifest's root, with forward slashes. `start` (frames at the manifest's fps,
     may be negative) and `num_frames` are given for a window. `word_start` and `word_end` are seconds from the
-    clip's first frame; `duration` is the word's, in seconds, as the source says.
+    clip's first frame; `duration` is the word's, in seconds, as the source says. `tracked_from` and `tracked_to` are
+    the frames [from, to) in which the faces of a stretch are followed where that is more than its clips see: others of
+    its clips were filtered out, and landmarks depend on where tracking began.
     """
 
     key: str
@@ -48,6 +50,8 @@ class Clip(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unk
     word_end: float | None = None
     duration: float | None = None
     speaker: str | None = None
+    tracked_from: int | None = None
+    tracked_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ def _relative(root: Path | RemotePath, folder: Path) -> str:
 _TYPES = {
     "key": str, "video": str, "split": str, "word": str, "label": int, "chunk": int, "start": int,
     "num_frames": int, "word_start": float, "word_end": float, "duration": float, "speaker": str,
+    "tracked_from": int, "tracked_to": int,
 }  # fmt: skip
 
 
@@ -207,6 +212,7 @@ def _sound(clip: Clip, labels: Sequence[str]) -> bool:
         whole = 0 < (clip.num_frames or 0) <= MAX_FRAMES and -clip.num_frames < clip.start <= MAX_START
     return (
         whole
+        and clip.tracked_from is clip.tracked_to is None
         and clip.key == key
         and clip.split in SPLITS
         and 0 <= clip.label < len(labels)
@@ -233,6 +239,10 @@ def check_clip(clip: Clip, labels: Sequence[str]) -> None:
         raise ValueError(f"the window of {clip.num_frames} frames from frame {clip.start} on sees nothing of a video")
     if (clip.num_frames or 0) > MAX_FRAMES:
         raise ValueError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
+    if clip.tracked_from is not None or clip.tracked_to is not None:
+        first, last = clip.tracked_from, clip.tracked_to
+        if clip.start is None or None in (first, last) or not 0 <= first < last <= MAX_START + MAX_FRAMES:
+            raise ValueError(f"tracked_from {first} and tracked_to {last} are no frames round those of a window")
     for name in ("word_start", "word_end", "duration"):
         value = getattr(clip, name)
         # Compared, not converted: a whole number may be larger than any float. Not a number compares to none.

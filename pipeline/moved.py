@@ -32,18 +32,23 @@ class Moved:
         *,
         replace: bool = False,
         part: Slice = WHOLE,
+        lent: Path | RemotePath | None = None,
     ) -> None:
-        """Set them aside. `chunks` are the stage's, `pending` those of them that are to be made.
+        """Set them aside. `chunks` are the stage's, `pending` those of them that are to be made. What was lent to the
+        stage is in its folder, or in `lent`.
 
         Where they are a `part` of all, what is set aside is kept, for the other parts. Raises ValueError where the
         folder holds another corpus's clips, none of this one's, and they are not to be replaced.
         """
         self._folder = folder
+        self._lent = lent or folder
         self._drops = part.whole
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
         self.dropped = 0  # clips that the manifest does not list any more
         # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
         tars = [*folder.glob("*.tar"), *(folder / _ASIDE).glob("*.tar")]
+        if self._lent != folder:
+            tars += (self._lent / _ASIDE).glob("*.tar")
         stay = _in_place(folder, manifest, {c.tar: c.header for c in chunks}) if tars else set()
         tars = [tar for tar in sorted(tars) if tar not in stay]
         if not tars:
@@ -121,6 +126,35 @@ class Moved:
         """Drop what was set aside, where every chunk is made."""
         if self._drops:
             drop_aside(self._folder)
+            if self._lent != self._folder:
+                drop_aside(self._lent)
+
+
+def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath) -> int:
+    """Put links to the tars of `dataset` in `folder` where the stage folder `other` of another set copies from.
+
+    Copies, where a disk has no links. Returns their number; 0 where one lies on a disk and the other in a store.
+    """
+    if isinstance(folder, RemotePath) != isinstance(other, RemotePath):
+        return 0
+    aside, read, count = other / _ASIDE, Headers(folder), 0
+    for tar in sorted(folder.glob("*.tar")):
+        header = read(tar)
+        if header is None or header["dataset"] != dataset:
+            continue
+        target = aside / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
+        aside.mkdir(parents=True, exist_ok=True)
+        for path, link in ((tar, target), (record_path(tar), record_path(target))):
+            if isinstance(path, RemotePath):
+                path.copy_to(link)
+                continue
+            link.unlink(missing_ok=True)
+            try:
+                link.hardlink_to(path)
+            except OSError:
+                shutil.copyfile(path, link)
+        count += 1
+    return count
 
 
 def _in_place(

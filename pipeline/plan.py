@@ -23,12 +23,14 @@ from lipprep.stages.remote import REQUESTS, RemotePath
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output changes for the same input: what was made before is then stale.
 STAGE_VERSIONS = {"landmarks": 1, "crops": 1, "shards": 1}
-# The fields of a manifest's row that a stage reads; a change in another leaves its output fresh.
+# The fields of a manifest's row that a stage reads; a change in another leaves its output fresh. Those of _RARE count
+# only in chunks where a clip has them.
 ROW_FIELDS = {
-    "landmarks": ("key", "video", "start", "num_frames"),
-    "crops": ("key", "video", "start", "num_frames"),
+    "landmarks": ("key", "video", "start", "num_frames", "tracked_from", "tracked_to"),
+    "crops": ("key", "video", "start", "num_frames", "tracked_from", "tracked_to"),
     "shards": tuple(name for name in Clip.__struct_fields__ if name != "chunk"),
 }
+_RARE = {"tracked_from", "tracked_to"}
 
 
 def stage_parameters(wanted: Wanted) -> dict[str, dict]:
@@ -200,12 +202,13 @@ class _Judge:
         """The state of one chunk. `known` keeps the digests of its rows' fields from one stage to the next."""
         for name in ROW_FIELDS[stage]:
             if name not in known:
-                known[name] = digest(list(map(attrgetter(name), clips)))
+                values = list(map(attrgetter(name), clips))
+                known[name] = digest(values) if name not in _RARE or any(v is not None for v in values) else ""
         wanted = {
             "version": STAGE_VERSIONS[stage],
             "fps": self._manifest.fps,
             "parameters": self._parameters[stage],
-            "rows": {name: known[name] for name in ROW_FIELDS[stage]},
+            "rows": {name: known[name] for name in ROW_FIELDS[stage] if known[name]},
         }
         archive = self._archive if stage == "landmarks" else None
         sources = fingerprint = None

@@ -25,6 +25,7 @@ from lipprep.pipeline.records import Headers, all_entries, record_path, uncommit
 from lipprep.pipeline.space import disk_folder, disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import say, supervise, supervise_here
 from lipprep.pipeline.wanted import Wanted, write_wanted
+from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import is_file
 
@@ -122,7 +123,8 @@ def run_stage(
         write_wanted(layout.plan, wanted)
         mine, stored = _survey(stage, manifest, layout, wanted, run)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
-        moved = Moved(folder, mine, pending, manifest, replace=run.replace, part=run.part)
+        lent = layout.work / stage  # of shards, which stand elsewhere
+        moved = Moved(folder, mine, pending, manifest, replace=run.replace, part=run.part, lent=lent)
         if stage == "shards" and pending:
             # From here to the end the folder holds old and new shards: no index may call them one set.
             (layout.out / "index.json").unlink(missing_ok=True)
@@ -287,25 +289,34 @@ def check_out(manifest: Manifest, out: Path | RemotePath) -> None:
 
 
 def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
-    """Write the index of the shards of `manifest`, all of which are committed.
+    """Write the card and the index of the shards of `manifest`, all of which are committed, where they are not so yet.
 
     Raises ValueError where a record was damaged: its shard must be made again.
     """
+    from lipprep.pipeline.card import CARD, Tally, card_in, card_mark, card_text
     from lipprep.stages.shard.index import load_index, save_index
 
-    index = _describe(manifest, layout, wanted)
+    index, indexed = _describe(manifest, layout, wanted), False
     with contextlib.suppress(ValueError):
-        if dataclasses.replace(load_index(layout.out), offsets={}) == index:
-            return  # what is there is told by headers alone; offsets are in the records' lines
-    offsets, read = {}, Headers(layout.out)
+        # What is there is told by headers alone; offsets are in the records' lines.
+        indexed = dataclasses.replace(load_index(layout.out), offsets={}) == index
+    card = card_in(layout.out)
+    if indexed and card in ("", card_mark(index, manifest, wanted.licence)):
+        return
+    offsets, read, tally = {}, Headers(layout.out), Tally()
     tars = [layout.out / shard.name for shard in index.shards]
-    for shard, tar, entries in zip(index.shards, tars, all_entries(tars), strict=True):
+    chunks = manifest.chunks().values()
+    for shard, tar, clips, entries in zip(index.shards, tars, chunks, all_entries(tars), strict=True):
         starts = [e["offset"] for e in entries if e["status"] == "ok"]
-        if len(starts) != shard.samples:
+        if len(starts) != shard.samples or len(entries) != len(clips):
             uncommit(tar)
             raise ValueError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
         offsets[shard.name] = [*starts, read(tar)["end"]]
-    save_index(layout.out, dataclasses.replace(index, offsets=offsets))
+        tally.add(clips, entries)
+    if card != "":
+        write_text(layout.out / CARD, card_text(index, manifest, tally, licence=wanted.licence))
+    if not indexed:
+        save_index(layout.out, dataclasses.replace(index, offsets=offsets))
 
 
 def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":

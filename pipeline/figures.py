@@ -1,0 +1,113 @@
+"""The figures of all clips of a corpus in one table, from the records of whatever stages were run.
+
+Shapes: N clips, in the manifest's order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lipprep.pipeline.manifest import Clip, Manifest
+from lipprep.pipeline.plan import STAGES, Layout
+from lipprep.pipeline.records import Headers, all_entries, root_class
+from lipprep.stages.remote import RemotePath
+
+OK, PENDING = "ok", "pending"
+TEXTS = ("face", "look", "motion")  # those that are no numbers
+NUMBERS = (
+    "num_frames", "face_share", "max_faces", "face_size", "jitter", "rotation", "centre_x", "centre_y", "scale",
+    "outside", "brightness", "black", "frozen", "sharpness", "movement", "jump",
+)  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where the members of a clip stand: from byte `offset` of `tar` on, named by their `extensions`."""
+
+    tar: Path | RemotePath
+    offset: int
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ClipTable:
+    """What is known of each clip of `manifest`.
+
+    `kinds` has for each "ok", the class of its failure, or "pending" where no stage has come to it; `messages` and
+    `stages` say why and where it failed (else ""). `columns` are its numbers by figure, (N,) float64, NaN where one is
+    not known, `texts` those that are texts, None where not known. `crops` says where its mouth crops can be read, in
+    the shards or, where there are none, in the tars of the stage crops; `landmarks` the same of its points.
+    """
+
+    manifest: Manifest
+    kinds: list[str]
+    messages: list[str]
+    stages: list[str]
+    columns: Mapping[str, np.ndarray] = field(repr=False)
+    texts: Mapping[str, list[str | None]] = field(repr=False)
+    crops: list[Place | None] = field(repr=False)
+    landmarks: list[Place | None] = field(repr=False)
+
+    @property
+    def clips(self) -> tuple[Clip, ...]:
+        return self.manifest.clips
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+
+def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = STAGES) -> ClipTable:
+    """Read the records of `stages`, of which any may be missing or half done, to a table.
+
+    What a clip is comes from the last stage that has it. Records that are damaged, or another data set's, say nothing.
+    """
+    rows = {clip.key: row for row, clip in enumerate(manifest.clips)}
+    N = len(manifest.clips)
+    table = ClipTable(
+        manifest,
+        kinds=[PENDING] * N,
+        messages=[""] * N,
+        stages=[""] * N,
+        columns={name: np.full(N, np.nan) for name in NUMBERS},
+        texts={name: [None] * N for name in TEXTS},
+        crops=[None] * N,
+        landmarks=[None] * N,
+    )
+    for stage in STAGES:
+        if stage not in stages:
+            continue
+        header_of = Headers(layout.folder(stage))
+        tars = [layout.tar(stage, split, number) for split, number in manifest.chunks()]
+        tars = [tar for tar in tars if (header := header_of(tar)) and header["dataset"] == manifest.name]
+        for tar, entries in zip(tars, all_entries(tars), strict=True):
+            for row, entry in _known(rows, entries):
+                _add(table, row, stage, tar, entry)
+    return table
+
+
+def _known(rows: Mapping[str, int], entries: Sequence[dict]) -> Iterator[tuple[int, dict]]:
+    for entry in entries:
+        if (row := rows.get(entry["key"])) is not None:
+            yield row, entry
+
+
+def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: dict) -> None:
+    """What one stage's record says of a clip, over what the stages before said."""
+    if entry["status"] == OK:
+        table.kinds[row], table.messages[row], table.stages[row] = OK, "", ""
+        place = Place(tar, entry["offset"], tuple(entry["members"]))
+        if stage == "landmarks":
+            table.landmarks[row] = place
+        else:
+            table.crops[row] = place
+    else:
+        table.kinds[row], table.messages[row] = root_class(entry), entry["message"]
+        table.stages[row] = entry["upstream"]["stage"] if entry["class"] == "upstream" else stage
+        table.crops[row] = None
+    for name, value in entry["figures"].items():
+        if name in table.columns and isinstance(value, int | float):
+            table.columns[name][row] = value
+        elif name in table.texts and isinstance(value, str):
+            table.texts[name][row] = value
