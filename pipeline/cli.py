@@ -293,6 +293,11 @@ def crops(manifest_path, root, work, max_failures, as_json, profile, crop_size, 
 @click.option("--codec", type=click.Choice(CODECS), help="A JPEG strip a clip, or raw arrays.  [default: jpeg]")
 @click.option("--quality", type=click.IntRange(1, 100), help="Of the JPEG strips.  [default: 95]")
 @click.option("--replace", is_flag=True, help="Replace the shards of another data set in OUT.")
+@click.option(
+    "--licence",
+    metavar="TEXT",
+    help='For those who pass the shards on: the licence that their card OUT/README.md states, as "CC BY 4.0".',
+)
 def shards(
     manifest_path,
     root,
@@ -306,6 +311,7 @@ def shards(
     codec,
     quality,
     replace,
+    licence,
     profile,
     crop_size,
     exact,
@@ -313,7 +319,7 @@ def shards(
     box,
     **run,
 ):
-    """Pack mouth crops into WebDataset shards with an index; crops that are not stored are cut in passing.
+    """Pack mouth crops into WebDataset shards with an index and a card; crops that are not stored are cut in passing.
 
     With --from-crops no videos and no landmarks are needed.
 
@@ -324,11 +330,15 @@ def shards(
       lipprep shards --from-crops LRW_h96w96_mouth_crop_gray --profile lrw2021 --annotations lipread_mp4
       lipprep shards --from-crops vipl_crops --profile fixed --box 79,115,96,96
     """
+    from lipprep.pipeline.card import check_licence
     from lipprep.pipeline.from_crops import keep_manifest
     from lipprep.pipeline.run import check_out, run_stage
 
     run = _run(run, replace=replace)
     flags = {**crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
+    if licence is not None:
+        check_licence(licence)
+        flags["licence"] = licence
     if from_crops is not None:
         if root is not None:
             raise ValueError("--root says where listed files have moved, and --from-crops lists them: give one")

@@ -13,7 +13,7 @@ from lipprep.stages.untrusted import check_file, check_yaml, printable, read_tex
 if TYPE_CHECKING:
     from lipprep.stages.crop import CropParameters
 
-_MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has fourteen lines
+_MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has fifteen lines
 _MAX_FACE = 1 << 16  # bytes of a mean face, which has 68 points
 
 
@@ -26,7 +26,7 @@ class Wanted:
     persons; `mean_face` is an .npy file in place of the published mean face; `box` is that of profile `fixed`.
     `from_crops`: the manifest's files are no videos but mouth crops, which were cut so (`box` None: it is not known
     where); `annotations` is the folder that their words' durations are read from, and `labels` the label file, where
-    they are listed again.
+    they are listed again. `licence` is the data set's, for its card; it changes nothing that is made.
     """
 
     detector: str = "mesh"
@@ -43,6 +43,7 @@ class Wanted:
     from_crops: bool = False
     annotations: str | None = None
     labels: str | None = None
+    licence: str | None = None
 
 
 def read_wanted(path: Path | RemotePath) -> Wanted:

@@ -250,7 +250,7 @@ def test_records_come_after_their_tars(listed, bucket, serial, monkeypatch):
         serial("shards", *change)
         names = [name for name in uploads if name.startswith(("train", "val", "test"))]
         assert names[1::2] == [name.replace(".tar", ".jsonl") for name in names[::2]]
-        assert names and uploads[-3:-1] == ["index.npz", "index.json"]
+        assert names and uploads[-4:-1] == ["README.md", "index.npz", "index.json"]
 
 
 @pytest.mark.cluster
