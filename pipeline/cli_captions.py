@@ -221,7 +221,7 @@ def _spoken(
 
         # Words that are too few already need no look.
         spoken = choose_words(spoken, dataclasses.replace(choice, max_words=None), account)
-        kept = out.with_name(f".{out.stem}.faces.jsonl")
+        kept = out.with_name(f".{out.stem}.faces")
         seen = look_at_all(root, spoken, kept=kept, workers=workers or cores(), account=account)
         spoken = choose_faces(seen, one_face=one_face, min_face=min_face or 0.0, account=account)
     return choose_words(spoken, choice, account)

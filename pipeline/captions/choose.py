@@ -14,8 +14,8 @@ MIN_DURATION = 0.08  # seconds: two frames, the least in which a mouth moves
 MAX_DURATION = GRID_FRAMES / FPS  # seconds: what a clip holds. Beyond it, a pause was often counted in
 _PAST_END = 0.1  # seconds that a word may end after its video: aligners and containers round
 _MOST_BEYOND = 0.1  # share of a file's words beyond the end of the video, above which it is another one's
-_FEW = 5  # words, from which nothing is concluded about a file
-_AT_ONCE = 1000  # words at one moment, which no file of timings has
+_FEW = 4  # words: of fewer nothing is concluded about a file
+_AT_ONCE = 300  # words at one moment, which no file of timings has
 
 # Why a word is no clip, in the order in which it is asked; said as "301 too short".
 DROPPED = {
@@ -75,6 +75,7 @@ class Account:
     notes: list[tuple[str, str]] = field(default_factory=list)
     confident: bool = False  # whether any word came with a confidence
     scripts: dict[str, str] = field(default_factory=dict)  # of the words of a file, by file
+    hits: dict[str, tuple[int, int]] = field(default_factory=dict)  # words of a file, and those that are asked for
 
     def note(self, file: str, message: str) -> None:
         self.notes.append((file, message))
@@ -131,8 +132,7 @@ def choose(
         return kept
     wanted = [one for one in kept if one.word in choice.wanted]
     drop["unwanted"] += len(kept) - len(wanted)
-    if not wanted and len(kept) >= _FEW:
-        account.note(file, f"none of its {len(kept):,} words is asked for: is it in another language?")
+    account.hits[file] = len(kept), len(wanted)
     return wanted
 
 
@@ -176,8 +176,12 @@ def choose_words(spoken: Sequence[Spoken], choice: Choice, account: Account) -> 
     return [one for one in spoken if one.word in kept]
 
 
-def note_scripts(account: Account) -> None:
-    """Note files whose words are in another script than those of most files."""
+def note_strangers(account: Account) -> None:
+    """Note files in another script than most, and those without a word of what is asked for where some are expected."""
+    words, hits = (sum(n) for n in zip(*account.hits.values(), strict=True)) if account.hits else (0, 0)
+    for file, (mine, hit) in account.hits.items():
+        if not hit and mine * hits >= _FEW * words > 0:
+            account.note(file, f"none of its {mine:,} words is asked for: is it in another language?")
     usual = Counter(account.scripts.values()).most_common(1)
     for file, letters in account.scripts.items():
         if letters != usual[0][0]:

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from lipprep.pipeline.ahead import ahead
-from lipprep.pipeline.captions.choose import Account, Choice, Spoken, choose, note_scripts
+from lipprep.pipeline.captions.choose import Account, Choice, Spoken, choose, note_strangers
 from lipprep.pipeline.captions.match import Matches, homes
 from lipprep.pipeline.captions.read import TimingFile, read_timings
 from lipprep.pipeline.captions.timing import Timing
@@ -70,7 +70,7 @@ def collect(
     """
     from tqdm import tqdm
 
-    tables = lru_cache(_TABLES)(partial(read_timings, tier=tier))
+    tables = lru_cache(_TABLES)(read_timings)
     spoken: list[Spoken] = []
     with contextlib.closing(ahead(matches.timings, partial(_duration, root), threads=_THREADS)) as opened:
         for video, future in tqdm(opened, total=len(matches.timings), desc="timings", unit="video"):
@@ -81,11 +81,7 @@ def collect(
                 continue
             for file in matches.timings[video]:
                 try:
-                    read = (
-                        tables(folder / file)
-                        if file.lower().endswith(".ctm")
-                        else read_timings(folder / file, tier=tier)
-                    )
+                    read = (tables if file.lower().endswith(".ctm") else read_timings)(folder / file, tier=tier)
                     timings = _mine(read, video, file)
                 except ValueError as error:
                     account.note(file, str(error))
@@ -95,7 +91,7 @@ def collect(
                 spoken += choose(timings, video=video, file=file, duration=duration, choice=choice, account=account)
                 account.read += 1
                 break
-    note_scripts(account)
+    note_strangers(account)
     return spoken
 
 

@@ -3,14 +3,15 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
-CASES = ("upper", "lower", "keep")
 _SILENCE = {"sil", "sp", "spn", "nsn", "<eps>", "<unk>", "<sil>", "<s>", "</s>"}
 _BRACKETS = {"[": "]", "(": ")", "<": ">", "{": "}"}  # a remark, as [music], or an aligner's sign
 _APOSTROPHES = str.maketrans("’‘ʼ＇`´", "''''''")
 _MAX_LETTERS = 100  # of a word: more is no word but a file of another kind
 
 
+@lru_cache(1 << 16)
 def normalise(word: str, case: str = "upper") -> str | None:
     """One spelling of a word: `case` upper, lower or keep, no punctuation round it; None for silence and noise.
 
