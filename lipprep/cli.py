@@ -26,6 +26,11 @@ COMMANDS = {
     "status": ("lipprep.pipeline.cli_status", "status", "Say what is fresh, stale or missing, and why."),
     "verify": ("lipprep.pipeline.cli_verify", "verify", "Check that shards are whole, and sound clip by clip."),
     "failures": ("lipprep.pipeline.cli_status", "failures", "List the clips that failed, with cause and file."),
+    "report": (
+        "lipprep.pipeline.cli_report",
+        "report",
+        "Show a data set on one page: crops that play, figures, failures.",
+    ),
     "train": ("lipprep.train.cli", "train", "Train a lip reader from shards."),
     "recipes": ("lipprep.train.cli", "recipes", "List the recipes to train with."),
     "models": (
@@ -39,7 +44,8 @@ COMMANDS = {
         "import_checkpoint",
         "Make a run of a published checkpoint: mpc001's, VIPL's, euan's.",
     ),
-    "predict": ("lipprep.train.cli", "predict", "Read the word in any video."),
+    "predict": ("lipprep.train.cli_predict", "predict", "Read the words in any video, or before a camera."),
+    "demo-app": ("lipprep.train.cli_app", "demo_app", "Read videos on a web page, and see what the network sees."),
     "embed": ("lipprep.train.cli_embed", "embed", "Write the features of each frame, for systems downstream."),
     "export": (
         "lipprep.train.cli_export",

@@ -62,10 +62,13 @@ class VideoInfo:
     duration: float
 
 
-def _open(
+def open_video(
     path: Path | RemotePath, *, header: bool = False
 ) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
-    """A video that is open, and its stream of pictures; `header`: no more than its first frame will be read."""
+    """A video that is open, and its stream of pictures; `header`: no more than its first frame will be read.
+
+    Raises ClipFailure (unreadable, no_video) where there is none.
+    """
     path, name = place(path), printable(path)
     try:
         size = _size(path)
@@ -157,7 +160,7 @@ def probe(path: Path | RemotePath) -> VideoInfo:
 
     Of a remote one, RemoteError where its store does not answer, which says nothing of the video.
     """
-    container, stream = _open(path, header=True)
+    container, stream = open_video(path, header=True)
     with container:
         turns = 0
         with contextlib.suppress(av.FFmpegError):  # PyAV tells the display matrix of frames alone
@@ -289,7 +292,7 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
 
     At another rate than the video's own, a number may come twice or not at all.
     """
-    container, stream = _open(path)
+    container, stream = open_video(path)
     with container:
         rate, base = float(_rate(stream)), stream.time_base
         origin = stream.start_time or 0

@@ -440,7 +440,6 @@ def test_only_files_are_read(no_file, tmp_path, deadline):
     from lipprep.stages.shard.reader import TarMembers
     from lipprep.stages.video import probe, read_frames
     from lipprep.train.checkpoint import find_checkpoint, load_checkpoint
-    from lipprep.train.predict import centre_frames
 
     def moved(path: str) -> Path:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -451,7 +450,6 @@ def test_only_files_are_read(no_file, tmp_path, deadline):
     readers: list[Callable[[Path], object]] = [
         load_manifest, read_labels, read_persons, load_mean_face, load_checkpoint, find_checkpoint, TarMembers, probe,
         load_index, lambda p: list(read_csv(p)), lambda p: list(read_frames(p)),
-        lambda p: centre_frames(p, fps=25, num_frames=9),
     ]  # fmt: skip
     for read in readers:
         with pytest.raises(ValueError, match="thing"):

@@ -1,4 +1,4 @@
-"""The commands train, recipes and predict. What is slow to import is imported when a command runs."""
+"""The commands train and recipes. What is slow to import is imported when a command runs."""
 
 import dataclasses
 import json
@@ -10,8 +10,6 @@ import click
 
 from lipprep.command import INTERRUPTED, Command, LocalFolder, Place
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.store import RemoteError
-from lipprep.stages.untrusted import printable
 
 
 class Size(click.ParamType):
@@ -203,58 +201,6 @@ def recipes(as_json: bool) -> None:
     for name in config.recipes():
         click.echo(f"{name}{' (default)' if name == config.DEFAULT_RECIPE else ''}")
         click.echo(click.wrap_text(config.about(name), 100, "  ", "  "))
-
-
-@click.command(cls=Command)
-@click.argument("videos", nargs=-1, required=True, metavar="VIDEO|URL...", type=Place())
-@click.option(
-    "--checkpoint",
-    required=True,
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="A run folder (its best.pt) or a checkpoint file.",
-)
-@click.option("-k", "count", default=5, show_default=True, type=click.IntRange(1), help="How many words to list.")
-@DEVICE
-@click.option("--json", "as_json", is_flag=True, help="Print the words as JSON.")
-def predict(videos: tuple[Path | RemotePath, ...], checkpoint: Path, count: int, device: str, as_json: bool) -> None:
-    """Read the word in any video.
-
-    Takes videos of any size and frame rate, and folders of them. The largest, most central face is read, in
-    the middle 29 frames at 25 fps.
-
-    \b
-    Examples:
-      lipprep predict me.mp4 --checkpoint runs/small
-      lipprep predict recordings/ --checkpoint runs/small -k 3 --json
-      lipprep predict s3://bucket/recordings --checkpoint runs/small
-    """
-    from tqdm import tqdm
-
-    from lipprep.train.videos import find_videos
-
-    found = find_videos(videos)  # before torch is imported, as `ask` does
-    from lipprep.train.predict import load_reader
-
-    reader = load_reader(checkpoint, device=device)
-    answers, failed = [], False
-    for video in tqdm(found, unit="video", desc="predict", leave=False, disable=len(found) == 1 or None):
-        try:
-            words = reader.read(video, count=count)
-        except (ValueError, OSError, RemoteError) as error:
-            failed = True
-            answers.append({"video": str(video), "error": str(error)})
-            tqdm.write(f"{printable(video)}: {printable(error)}", file=sys.stderr)
-            continue
-        answers.append({"video": str(video), "words": [{"word": w, "probability": p} for w, p in words]})
-        if not as_json:
-            tqdm.write(printable(video))
-            for word, probability in words:
-                tqdm.write(f"  {100 * probability:5.1f} %  {word}")
-    if as_json:
-        click.echo(json.dumps(answers, indent=1))
-    if failed:
-        sys.exit(1)
 
 
 def ask(shards: Path | RemotePath) -> None:

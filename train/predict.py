@@ -1,11 +1,23 @@
-"""From any video to the likeliest words: the whole chain that made the training crops, on one window.
+"""From any video to the likeliest words: the chain that made the training crops, on windows that slide over it.
 
-Shapes: T frames, S side of a crop in pixels, C words (classes).
+A window is as long as a clip of LRW, and is cut and aligned by itself, as a training clip is: its answer is the one
+that a clip of those frames would get. The landmarks of a video are found once, and no more of its frames are held than
+a window has, so that a long video takes time alone.
+
+A video that is shorter than a window is read as it is by a network that was trained on clips of many lengths
+(`augment.variable_length`); for others its edge frames are repeated, as one length is all that they know.
+
+Shapes: T frames, K points, S side of a crop in pixels, C words (classes).
 """
 
 import dataclasses
-from dataclasses import dataclass
+import itertools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +26,11 @@ from lipprep.stages.crop import CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.held import HeldPath
 from lipprep.stages.landmarks import Detector, load_detector, track
+from lipprep.stages.landmarks.faces import FaceTrack, track_faces
+from lipprep.stages.landmarks.tiles import Tiles
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.video import probe, read_frames
+from lipprep.stages.untrusted import printable
+from lipprep.stages.video import read_frames
 from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
@@ -26,13 +41,80 @@ from lipprep.train.metrics import warn
 
 _LESS = "end what else runs there, or use --device cpu"  # memory
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
+STEP = 5  # frames from one window to the next, a fifth of a second
+_JUMP = 0.5  # of the distance of the outer eye corners: no face moves so far from a frame to the next, but cuts do
+_AT_ONCE = 16  # windows in one pass of the network: more are not faster
+
+Words = tuple[tuple[str, float], ...]  # with their probabilities, the likeliest first
+
+
+@dataclass(frozen=True)
+class WindowReading:
+    """What was read in the frames `start` to `stop` (exclusive) of a video, at the reader's frame rate.
+
+    `known` is False where the likeliest word is less likely than the threshold: the reader abstains.
+    """
+
+    start: int
+    stop: int
+    words: Words
+    known: bool
+
+
+@dataclass(frozen=True)
+class FaceReading:
+    """One face of a video, and what was read from its lips.
+
+    It is there from frame `start` on. `points_TKD` (T, 68, 2) float32 are its points in pixels of the source, NaN where
+    it is not seen. `mouth_TSS` uint8 are the mouth crops of every `mouth_every`-th of its frames as they were read, in
+    the window whose middle is nearest; black where none was, and without frames where none were asked for.
+    """
+
+    face: int
+    start: int
+    points_TKD: np.ndarray
+    mouth_TSS: np.ndarray
+    windows: tuple[WindowReading, ...]
+    mouth_every: int = 1
+
+
+class _Job(NamedTuple):
+    """Frames `start` to `stop` of the video, to be read from a face."""
+
+    stop: int
+    face: int
+    start: int
+
+
+@dataclass
+class _Face:
+    """A face and what has been read from its lips so far."""
+
+    track: FaceTrack
+    every: int  # of which frames crops are kept
+    mouth_TSS: np.ndarray
+    windows: list[WindowReading] = field(default_factory=list)
+
+    def add(self, window: WindowReading, mouth_TSS: np.ndarray) -> None:
+        """Add a window later than those before, and its crops."""
+        first = window.start
+        for before in self.windows[-1:]:  # the frames beyond the middle between them
+            first = max(first, (before.start + before.stop + first + window.stop) // 4)
+        padding = (len(mouth_TSS) - (window.stop - window.start)) // 2
+        for frame in range(first, window.stop):
+            row, between = divmod(frame - self.track.start, self.every)
+            if not between and row < len(self.mouth_TSS):
+                self.mouth_TSS[row] = mouth_TSS[padding + frame - window.start]
+        self.windows.append(window)
 
 
 @dataclass(frozen=True)
 class Reader:
     """A model, and what it needs to see a video as it saw its training clips.
 
-    `face` is the mean face (68, 2) that the clips were aligned to, None for the published one.
+    `face` is the mean face (68, 2) that the clips were aligned to, None for the published one. Logits are divided by
+    `temperature`, so that probabilities say how often the reader is right; None where that was not measured. Below the
+    probability `threshold` it abstains, None: never.
     """
 
     model: torch.nn.Module
@@ -44,29 +126,149 @@ class Reader:
     detector: Detector
     device: torch.device
     precision: str
+    temperature: float | None
+    threshold: float | None
 
-    def read(self, video: Path | RemotePath, *, count: int) -> list[tuple[str, float]]:
-        """The `count` likeliest words and their probabilities, the likeliest first.
+    def read_video(
+        self,
+        video: Path | RemotePath,
+        *,
+        all_faces: bool = False,
+        count: int = 5,
+        step: int = STEP,
+        mouth_every: int = 1,
+        watched: Callable[[Iterable], Iterable] = iter,
+    ) -> list[FaceReading]:
+        """Read a video of any size, frame rate and length: one reading a face, the largest first.
 
-        Raises ClipFailure where the video cannot be read, or shows no face, and RemoteError as its store does.
+        Without `all_faces` that is the one face that a clip is about: the largest and most central, and after a cut
+        whoever is it then. Every `step` frames a window is read, and its `count` likeliest words are listed; not where
+        the face is seen in less than half of its frames. Crops of every `mouth_every`-th frame are kept, of 0 none.
+        The video is decoded twice, and its frames go through `watched`, a progress bar for example.
+
+        Raises ClipFailure where the video cannot be read or shows no face, and RemoteError as its store does.
         """
         if isinstance(video, RemotePath):
             video = HeldPath(video)  # which is read more than once
-        frames = centre_frames(video, fps=self.fps, num_frames=WINDOW)
-        points = track(frames, self.detector).points if self.crop.needs_landmarks else None
-        if self.crop.exact:
-            frames = centre_frames(video, fps=self.fps, num_frames=WINDOW, color=True)
+        tracks = self._tracks(watched(read_frames(video, fps=self.fps)), video, all_faces=all_faces)
+        S, kept = self.crop.crop_size, mouth_every or sys.maxsize
+        faces = [_Face(t, kept, np.zeros((-(-len(t.points_TKD) // kept), S, S), np.uint8)) for t in tracks]
+        frames = watched(read_frames(video, fps=self.fps, color=self.crop.exact))
+        for some in _in_rows(self._cut(frames, tracks, step, video)):
+            read = self.words_of([mouth_TSS for _, mouth_TSS in some], count=count)
+            for (job, mouth_TSS), words in zip(some, read, strict=True):
+                window = WindowReading(job.start, job.stop, words, self.knows(words))
+                faces[job.face].add(window, mouth_TSS)
+        return [
+            FaceReading(
+                face=n,
+                start=face.track.start,
+                points_TKD=face.track.points_TKD,
+                mouth_TSS=face.mouth_TSS if mouth_every else face.mouth_TSS[:0],
+                windows=tuple(face.windows),
+                mouth_every=mouth_every or 1,
+            )
+            for n, face in enumerate(faces)
+        ]
+
+    def crop_window(self, frames: Sequence, points_TKD: np.ndarray) -> np.ndarray:
+        """The mouth crops (T, S, S) uint8 of one window, whose `frames` are as `read_frames` has them.
+
+        Of a short one, edge frames are repeated where the network wants that. Raises ClipFailure where none can be cut.
+        """
+        points = points_TKD if self.crop.needs_landmarks else None
         (crop,) = crop_clips(frames, [Window(None, len(frames), points)], self.crop, face=self.face)
         if isinstance(crop, ClipFailure):
             raise crop
-        lengths_B = torch.tensor([len(crop.mouth)])
-        video_BTSS = torch.from_numpy(crop.mouth)[None].to(self.device)
-        with torch.inference_mode(), reading(self.device, self.precision), explained(_LESS):
-            x_B1TSS = eval_batch(video_BTSS, lengths_B, self.options)
-            logits_C = self.model(x_B1TSS, lengths_B.to(self.device))[0]
-        best = logits_C.float().softmax(0).topk(min(count, len(self.labels)))
-        words = [self.labels[i] for i in best.indices.tolist()]
-        return list(zip(words, best.values.tolist(), strict=True))
+        missing = WINDOW - len(frames)
+        if missing <= 0 or self.options.variable_length:
+            return crop.mouth
+        return np.pad(crop.mouth, ((missing // 2, missing - missing // 2), (0, 0), (0, 0)), mode="edge")
+
+    def words_of(self, mouths: Sequence[np.ndarray], *, count: int) -> list[Words]:
+        """The `count` likeliest words of mouth crops, (T, S, S) uint8 each; those of one length are read together."""
+        words: dict[int, Words] = {}
+        for T in {len(mouth_TSS) for mouth_TSS in mouths}:
+            rows = [row for row, mouth_TSS in enumerate(mouths) if len(mouth_TSS) == T]
+            video_BTSS = torch.from_numpy(np.stack([mouths[row] for row in rows])).to(self.device)
+            lengths_B = torch.full((len(rows),), T)
+            with torch.inference_mode(), reading(self.device, self.precision), explained(_LESS):
+                x_B1TSS = eval_batch(video_BTSS, lengths_B, self.options)
+                logits_BC = self.model(x_B1TSS, lengths_B.to(self.device)).float() / (self.temperature or 1.0)
+            best = logits_BC.softmax(1).topk(min(count, len(self.labels)))
+            for row, indices, values in zip(rows, best.indices.tolist(), best.values.tolist(), strict=True):
+                words[row] = tuple(zip([self.labels[i] for i in indices], values, strict=True))
+        return [words[row] for row in range(len(mouths))]
+
+    def knows(self, words: Words) -> bool:
+        """Whether the likeliest of `words` is likely enough."""
+        return self.threshold is None or words[0][1] >= self.threshold
+
+    def _tracks(self, frames: Iterable, video: Path | RemotePath, *, all_faces: bool) -> list[FaceTrack]:
+        if not self.crop.needs_landmarks:
+            return [FaceTrack(0, np.full((sum(1 for _ in frames), 68, 2), np.nan, np.float32))]
+        if all_faces:
+            tracks = track_faces(frames, self.detector)
+        else:
+            points_TKD = track(frames, Tiles(self.detector)).points
+            tracks = [FaceTrack(0, points_TKD)] if np.isfinite(points_TKD).any() else []
+        if not tracks:
+            raise ClipFailure(
+                "no_face",
+                f"no face was found in {printable(video)}: one must be seen from the front, upright, and be no smaller "
+                "than a 25th of the picture's larger side",
+            )
+        return tracks
+
+    def _cut(
+        self, frames: Iterable, tracks: list[FaceTrack], step: int, video: Path | RemotePath
+    ) -> Iterator[tuple[_Job, np.ndarray]]:
+        """The windows to read and their crops, each as soon as its last frame comes by."""
+        jobs = deque(sorted(_Job(stop, n, start) for n, t in enumerate(tracks) for start, stop in _windows(t, step)))
+        held: deque = deque(maxlen=WINDOW)
+        count = 0
+        for count, frame in enumerate(frames, 1):
+            held.append(frame)
+            while jobs and jobs[0].stop == count:
+                job = jobs.popleft()
+                points_TKD, start = tracks[job.face].points_TKD, tracks[job.face].start
+                window = list(held)[job.start - job.stop :]
+                yield job, self.crop_window(window, points_TKD[job.start - start : job.stop - start])
+        if jobs:
+            raise ClipFailure("unreadable", f"{printable(video)} had more than {count} frames a moment ago")
+
+
+def _windows(track: FaceTrack, step: int) -> list[tuple[int, int]]:
+    """The windows in which a face is read: every `step` frames, and at its end, but never across a cut."""
+    seen_T = np.isfinite(track.points_TKD).all(axis=(1, 2))
+    seen_T |= not seen_T.any()  # by a profile that needs no landmarks, everywhere
+    windows = []
+    for first, stop in _shots(track.points_TKD):
+        starts = [first] if stop - first <= WINDOW else [*range(first, stop - WINDOW, step), stop - WINDOW]
+        windows += [(start, min(start + WINDOW, stop)) for start in starts]
+    whole = len(seen_T) <= WINDOW  # a clip: it is for its user to say that there is nothing to see
+    return [(track.start + a, track.start + b) for a, b in windows if whole or 2 * seen_T[a:b].sum() >= b - a]
+
+
+def _shots(points_TKD: np.ndarray) -> list[tuple[int, int]]:
+    """Where a face does not jump: first frames and those after the last, from end to end."""
+    seen = np.flatnonzero(np.isfinite(points_TKD).all(axis=(1, 2)))
+    before_NKD, after_NKD = points_TKD[seen[:-1]], points_TKD[seen[1:]]
+    moved_N = np.linalg.norm(after_NKD - before_NKD, axis=2).mean(axis=1)
+    eyes_N = np.linalg.norm(before_NKD[:, 36] - before_NKD[:, 45], axis=1)
+    cuts = seen[1:][moved_N > _JUMP * eyes_N].tolist()
+    return list(itertools.pairwise([0, *cuts, len(points_TKD)]))
+
+
+def _in_rows(cut: Iterable[tuple[_Job, np.ndarray]]) -> Iterator[list[tuple[_Job, np.ndarray]]]:
+    row = []
+    for one in cut:
+        row.append(one)
+        if len(row) == _AT_ONCE:
+            yield row
+            row = []
+    if row:
+        yield row
 
 
 def load_reader(run: Path, *, device: str = "auto") -> Reader:
@@ -125,19 +327,6 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
         detector=detector,
         device=where,
         precision=config.precision,
+        temperature=checkpoint.temperature,
+        threshold=checkpoint.threshold,
     )
-
-
-def centre_frames(video: Path | RemotePath, *, fps: float, num_frames: int, color: bool = False) -> list:
-    """The middle `num_frames` frames of a video taken at `fps`, as `read_frames` has them; all of a shorter one.
-
-    Raises ClipFailure where the video cannot be read or has no frames.
-    """
-    for total in (lambda: round(probe(video).duration * fps), lambda: sum(1 for _ in read_frames(video, fps=fps))):
-        length = total()
-        first = max(0, (length - num_frames) // 2)
-        frames = list(read_frames(video, fps=fps, first=first, last=first + min(length, num_frames), color=color))
-        # A header that promises too much is found out here, and the frames are counted.
-        if frames and len(frames) == min(length, num_frames):
-            return frames
-    raise ClipFailure("unreadable", f"{video} has no frames")

@@ -99,7 +99,7 @@ def test_a_bad_video_is_named_and_the_others_go_on(trained_run, tmp_path):
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).write_text("not a video")
     result = call("predict", tmp_path, "--checkpoint", trained_run, "--device", "cpu", "--json", code=1)
-    answers = json.loads(result.stdout)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["video"] for answer in answers] == [str(tmp_path / n) for n in ("a.mp4", "b.mp4")]
     assert all("not a video" in answer["error"] for answer in answers)
 

@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from skimage import data
@@ -12,8 +13,9 @@ from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import load_detector, track
 from lipprep.stages.video import read_frames
 from lipprep.train import predict
+from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
-from lipprep.train.predict import centre_frames, load_reader
+from lipprep.train.predict import WINDOW, load_reader
 from lipprep.train.videos import find_videos
 
 
@@ -39,27 +41,131 @@ def reader(trained_run):
     return load_reader(trained_run, device="cpu")
 
 
-@pytest.mark.parametrize("count", [29, 3])
+@pytest.fixture
+def cut(monkeypatch):
+    """The mouth crops that readers cut from here on."""
+    made = []
+
+    def kept(*args, **kwargs):
+        made.extend(crop_clips(*args, **kwargs))
+        return made[-1:]
+
+    monkeypatch.setattr(predict, "crop_clips", kept)
+    return made
+
+
+def moving(face: np.ndarray, count: int, size: tuple[int, int] = (288, 288)) -> list[np.ndarray]:
+    """A face that drifts through frames of a size (height, width)."""
+    frames = [np.full((*size, 3), 90, np.uint8) for _ in range(count)]
+    for t, frame in enumerate(frames):
+        x = 4 + t * (size[1] - 264) // max(count, 20)
+        frame[4:260, x : x + 256] = face
+    return frames
+
+
+@pytest.mark.parametrize("count", [WINDOW, 3])
 def test_a_face_gets_words_and_probabilities(count, reader, face, tmp_path):
     video = write_video(tmp_path / "v.mp4", [face] * count)
-    words = reader.read(video, count=9)
-    assert sorted(word for word, _ in words) == ["down", "grow", "shrink", "up"]
-    probabilities = [p for _, p in words]
+    (reading,) = reader.read_video(video, count=9)
+    (window,) = reading.windows
+    assert (reading.face, reading.start, window.start, window.stop) == (0, 0, 0, count)
+    assert reading.points_TKD.shape == (count, 68, 2) and reading.mouth_TSS.shape == (count, 96, 96)
+    assert sorted(word for word, _ in window.words) == ["down", "grow", "shrink", "up"]
+    probabilities = [p for _, p in window.words]
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
     assert probabilities == sorted(probabilities, reverse=True)
-    assert reader.read(video, count=2) == words[:2]
+    (again,) = reader.read_video(video, count=2, mouth_every=0)
+    assert again.windows[0].words == window.words[:2] and again.mouth_TSS.shape == (0, 96, 96)
 
 
-@pytest.mark.parametrize(("fps", "length"), [(25, 60), (50, 121), (25, 20), (12, 30)])
-def test_the_window_is_the_middle_in_time(fps, length, tmp_path):
-    # each frame is as bright as its time
-    frames = [np.full((64, 64, 3), 40 + 150 * i // length, np.uint8) for i in range(length)]
-    taken = centre_frames(write_video(tmp_path / "v.mp4", frames, fps=fps), fps=25.0, num_frames=29)
-    seconds = length / fps
-    assert len(taken) == min(29, round(seconds * 25))
-    times = np.array([(np.asarray(frame).mean() - 40) / 150 * seconds for frame in taken])
-    assert times.mean() == pytest.approx(seconds / 2, abs=0.1)
-    assert times[-1] - times[0] == pytest.approx(len(taken) / 25, abs=0.15)
+def test_a_window_is_read_as_a_clip_of_its_frames(reader, face, tmp_path):
+    video = write_video(tmp_path / "v.mp4", moving(face, 41))
+    (reading,) = reader.read_video(video, mouth_every=4)
+    assert [(w.start, w.stop) for w in reading.windows] == [(0, 29), (5, 34), (10, 39), (12, 41)]
+    frames = list(read_frames(video))
+    for window in reading.windows:
+        points = reading.points_TKD[window.start : window.stop]
+        (crop,) = crop_clips(frames[window.start : window.stop], [Window(None, WINDOW, points)], reader.crop)
+        alone = dict(reader.words_of([crop.mouth], count=5)[0])
+        assert dict(window.words) == pytest.approx(alone, abs=1e-5)
+    # Crops are those of the window whose middle is nearest.
+    (crop,) = crop_clips(frames[5:34], [Window(None, WINDOW, reading.points_TKD[5:34])], reader.crop)
+    assert reading.mouth_TSS.shape == (11, 96, 96)
+    np.testing.assert_array_equal(reading.mouth_TSS[5], crop.mouth[20 - 5])
+
+
+@pytest.mark.parametrize(("fps", "length"), [(50, 84), (12, 20)])
+def test_time_is_kept_at_any_frame_rate(fps, length, reader, face, tmp_path):
+    (reading,) = reader.read_video(write_video(tmp_path / "v.mp4", moving(face, length), fps=fps))
+    assert len(reading.points_TKD) == pytest.approx(25 * length / fps, abs=1)
+    assert reading.windows[-1].stop == len(reading.points_TKD)
+    x = reading.points_TKD[:, 30, 0]
+    assert x[-1] - x[0] == pytest.approx(24 * (length - 1) / length, abs=2)
+
+
+def test_short_videos_are_padded_for_networks_that_know_one_length(load_with, face, cut, monkeypatch, tmp_path):
+    video = write_video(tmp_path / "v.mp4", moving(face, 6))
+    reader = load_with()
+    seen = []
+    monkeypatch.setattr(predict, "eval_batch", lambda *args: seen.append(args[0]) or eval_batch(*args))
+    for variable in (False, True):
+        options = dataclasses.replace(reader.options, variable_length=variable)
+        dataclasses.replace(reader, options=options).read_video(video)
+    padded, whole = (batch[0].numpy() for batch in seen)
+    np.testing.assert_array_equal(whole, cut[1].mouth)
+    assert padded.shape[0] == WINDOW
+    np.testing.assert_array_equal(padded, np.pad(cut[0].mouth, ((11, 12), (0, 0), (0, 0)), mode="edge"))
+
+
+def test_faces_have_readings_of_their_own_the_largest_first(reader, face, tmp_path):
+    frames = [np.full((300, 600, 3), 90, np.uint8) for _ in range(36)]
+    for t, frame in enumerate(frames):
+        frame[4:260, 4:260] = face
+        if t >= 4:
+            frame[60:252, 380:572] = cv2.resize(face, (192, 192), interpolation=cv2.INTER_AREA)
+    video = write_video(tmp_path / "v.mp4", frames)
+    large, small = reader.read_video(video, all_faces=True)
+    assert [(r.face, r.start, len(r.points_TKD)) for r in (large, small)] == [(0, 0, 36), (1, 5, 31)]
+    assert [w.start for w in large.windows] == [0, 5, 7] and [w.start for w in small.windows] == [5, 7]
+    assert np.nanmax(large.points_TKD[..., 0]) < 300 < np.nanmin(small.points_TKD[..., 0])
+    (only,) = reader.read_video(video)
+    np.testing.assert_allclose(only.points_TKD, large.points_TKD, atol=2)
+
+
+def test_no_window_has_a_cut_in_it_or_lacks_the_face(reader, face, tmp_path):
+    still, turned = np.full((256, 512, 3), 90, np.uint8), np.full((256, 512, 3), 90, np.uint8)
+    still[:, :256], turned[:, 256:] = face, face
+    empty = np.full((256, 512, 3), 90, np.uint8)
+    video = write_video(tmp_path / "v.mp4", [still] * 33 + [turned] * 40 + [empty] * 40)
+    (reading,) = reader.read_video(video)
+    seen = np.isfinite(reading.points_TKD).all(axis=(1, 2))
+    there = np.flatnonzero(reading.points_TKD[:, 30, 0] > 256)[0]
+    spans = [(w.start, w.stop) for w in reading.windows]
+    assert spans[:3] == [(0, 29), (5, 34), (10, 39)] and there == 39  # where after a cut any face will do
+    assert all(stop <= there or start >= there for start, stop in spans)
+    assert spans[3:] == [(a, a + WINDOW) for a in (39, 44, 49, 54)]
+    assert all(2 * seen[a:b].sum() >= b - a for a, b in spans) and not seen[73:].any()
+
+
+def test_below_the_threshold_the_reader_abstains(reader, face, tmp_path):
+    video = write_video(tmp_path / "v.mp4", [face] * 3)
+
+    def likeliest(**more):
+        (window,) = dataclasses.replace(reader, **more).read_video(video)[0].windows
+        return window.words[0][1], window.known
+
+    plain, known = likeliest(temperature=None, threshold=None)
+    assert known
+    assert likeliest(temperature=None, threshold=plain + 0.01) == (plain, False)
+    assert likeliest(temperature=None, threshold=plain - 0.01) == (plain, True)
+    assert likeliest(temperature=100.0, threshold=None)[0] == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_reader_takes_temperature_and_threshold_of_its_checkpoint(trained_run, tmp_path):
+    checkpoint = load_checkpoint(trained_run / "best.pt")
+    save_checkpoint(tmp_path / "c.pt", dataclasses.replace(checkpoint, temperature=1.5, threshold=0.7))
+    reader = load_reader(tmp_path / "c.pt", device="cpu")
+    assert (reader.temperature, reader.threshold) == (1.5, 0.7)
 
 
 @pytest.fixture
@@ -75,25 +181,12 @@ def load_with(trained_run, tmp_path):
     return loaded
 
 
-@pytest.fixture
-def cut(monkeypatch):
-    """The mouth crops that readers cut from here on."""
-    made = []
-
-    def kept(*args, **kwargs):
-        made.extend(crop_clips(*args, **kwargs))
-        return made[-1:]
-
-    monkeypatch.setattr(predict, "crop_clips", kept)
-    return made
-
-
 def test_crops_are_aligned_to_the_mean_face_of_training(load_with, face, cut, tmp_path):
     video = write_video(tmp_path / "v.mp4", [face] * 3)
     published = mean_face().tolist()
     larger = ((mean_face() - 128) * 1.2 + 128).tolist()
     for given in (None, published, larger):
-        load_with(mean_face=given).read(video, count=1)
+        load_with(mean_face=given).read_video(video)
     assert np.array_equal(cut[0].mouth, cut[1].mouth)
     assert cut[2].scale == pytest.approx(1.2 * cut[0].scale, rel=1e-3)
     with pytest.raises(ValueError, match="mean face"):
@@ -108,7 +201,7 @@ def test_without_the_box_of_training_nothing_is_guessed(load_with):
 def test_exact_crops_are_cut_from_colour(load_with, face, cut, tmp_path):
     video = write_video(tmp_path / "v.mp4", [face] * 3)
     for exact in (False, True):
-        load_with(exact=exact).read(video, count=1)
+        load_with(exact=exact).read_video(video)
     frames = list(read_frames(video, color=True))
     points = track(read_frames(video), load_detector("mesh")).points
     (wanted,) = crop_clips(frames, [Window(None, 3, points)], CropParameters(exact=True))
@@ -129,11 +222,11 @@ def test_another_detector_than_in_training_is_warned_of(load_with, capsys):
 def test_what_cannot_be_read_says_why(reader, tmp_path):
     noise = np.random.default_rng(0).integers(0, 60, (128, 128, 3), np.uint8)
     with pytest.raises(ClipFailure, match="face"):
-        reader.read(write_video(tmp_path / "noise.mp4", [noise] * 5), count=1)
+        reader.read_video(write_video(tmp_path / "noise.mp4", [noise] * 5))
     (tmp_path / "text.mp4").write_text("not a video")
     for name in ("text.mp4", "nowhere.mp4"):
         with pytest.raises(ClipFailure, match=name):
-            reader.read(tmp_path / name, count=1)
+            reader.read_video(tmp_path / name)
 
 
 def test_folders_stand_for_the_videos_below_them(tmp_path):
@@ -153,9 +246,9 @@ def test_videos_of_a_store_are_read_as_those_of_a_disk(bucket, reader, face, tmp
         (bucket / name).upload(video)
     found = find_videos([bucket / "r", bucket / "r/a.txt"])
     assert found == [bucket / "r/1.mp4", bucket / "r/b/2.MP4", bucket / "r/a.txt"]
-    assert reader.read(found[0], count=4) == reader.read(video, count=4)
+    assert reader.read_video(found[0])[0].windows == reader.read_video(video)[0].windows
     with pytest.raises(ClipFailure, match=r"s3://.*/none\.mp4 is no file"):
-        reader.read(bucket / "none.mp4", count=1)
+        reader.read_video(bucket / "none.mp4")
     with pytest.raises(ValueError, match="no videos"):
         (bucket / "empty/a.txt").upload(video)
         find_videos([bucket / "empty"])
