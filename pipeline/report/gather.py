@@ -45,23 +45,18 @@ class Figure:
 
 FIGURES = (
     Figure("face_size", "Face size", "px", "Distance between the outer corners of the eyes in the source.", 1),
-    Figure("jitter", "Jitter", "px", "How far landmarks tremble from frame to frame."),
+    Figure("jitter", "Jitter", "px", "How far the eyes' corners tremble from frame to frame in the source."),
     Figure("brightness", "Brightness", "", "Mean gray level of the mouth crops, from 0 to 255.", 0),
-    Figure("sharpness", "Sharpness", "", "How much fine detail the crops have: low is blurred."),
+    Figure("sharpness", "Sharpness", "", "Fine detail of the crops (deviation of the Laplacian): low is blurred.", 1),
     Figure("num_frames", "Clip length", "frames", "Frames of the clip.", 0),
-    Figure("scale", "Scale", "×", "Pixels of the crop for a pixel of the source: high is enlarged."),
-    Figure("rotation", "Rotation", "°", "Mean roll of the line through the eyes.", 1),
-    Figure("movement", "Mouth movement", "", "How much the crops change from frame to frame."),
+    Figure("scale", "Scale", "×", "Pixels of the crop for one of the source: high is enlarged."),
+    Figure("rotation", "Rotation", "°", "Mean roll of the line through the eyes, clockwise.", 1),
+    Figure("movement", "Mouth movement", "", "Mean change of the crops from frame to frame, gray levels."),
+    Figure("jump", "Jump", "×", "The largest change between two frames beside the clip's usual one.", 1, 1, ("high",)),
     Figure("face_share", "Frames with a face", "%", "Share of the frames in which a face was found.", 0, 100, ("low",)),
-    Figure(
-        "outside", "Outside the frame", "%", "Share of the frames whose crop leaves the picture.", 0, 100, ("high",)
-    ),
-    Figure("black", "Black frames", "%", "Share of the crops that are black.", 0, 100, ("high",)),
-    Figure("frozen", "Frozen steps", "%", "Share of the steps in which nothing moves.", 0, 100, ("high",)),
-    Figure(
-        "off_centre", "Mouth off centre", "px", "How far the mouth lies from where others have it.", 1, 1, ("high",)
-    ),
-    Figure("jump", "Jump", "", "The largest leap from one frame to the next.", 2, 1, ("high",)),
+    Figure("outside", "Outside the frame", "%", "Share of frames whose crop leaves the picture.", 0, 100, ("high",)),
+    Figure("black", "Black frames", "%", "Share of the frames that show nothing.", 0, 100, ("high",)),
+    Figure("frozen", "Frozen steps", "%", "Share of the steps between frames that show no change.", 0, 100, ("high",)),
 )
 
 
