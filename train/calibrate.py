@@ -32,7 +32,7 @@ class Calibration:
     threshold: float
 
 
-def calibrate(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
+def fit_calibration(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
     """The temperature and the threshold for a reader that answered so to clips that it was not trained on."""
     temperature = fit_temperature(logits_NC, labels_N)
     confidences_N, correct_N = answered(mean_probabilities([logits_NC], [temperature]), labels_N)

@@ -37,7 +37,10 @@ BOUNDARIES = {
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a program needs to know to run a lip reader, in plain containers; `boundary` is null where it takes none."""
+    """What a program needs to know to run a lip reader, in plain containers.
+
+    `boundary` is None where it takes none, `temperature` and `threshold` where it is not calibrated.
+    """
     config = config_from(checkpoint.config)
     options, formula = config.augment, config.model.get("boundary")
     return {
@@ -54,6 +57,8 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
         "subtract_mean_frame": options.subtract_mean_frame,
         "mean_frame_gain": options.mean_frame_gain,
         "normalise": "\n".join(normalising(checkpoint)),
+        "temperature": checkpoint.temperature,
+        "threshold": checkpoint.threshold,
         "boundary": formula,
         "boundary_frames": None if formula is None else BOUNDARIES[formula].format(fps=checkpoint.fps),
     }
@@ -86,6 +91,7 @@ def evaluations(run: Path, step: int) -> list[dict]:
             results = json.loads(read_text(path, "evaluation", limit=_MAX_RESULTS))
             if results["step"] == step:
                 _row(results | results.get("without_boundary", {}))
+                _calibration_error(results)
                 found.append(results)
         except (ValueError, KeyError, TypeError):  # of an ensemble, or no such file
             continue
@@ -115,6 +121,8 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
         _list(_how(config, parameters)),
         "## Accuracy",
         *_accuracy(checkpoint, results, best=path.name == BEST),
+        "## Confidence",
+        *_confidence(checkpoint, results),
         "## Not for",
         f"It answers one of its {len(labels)} words whatever it sees, also where nobody speaks or another word is "
         "said. It is no transcriber of sentences, no judge of who speaks or how, and nothing to read people by who "
@@ -318,6 +326,35 @@ def _accuracy(checkpoint: Checkpoint, results: list[dict], *, best: bool) -> lis
         of = "It chose the weights and so flatters" if best else "It need not be that of these weights"
         parts.append(f"Best validation accuracy up to here: {100 * checkpoint.best:.1f} %. {of}.")
     return parts
+
+
+def _confidence(checkpoint: Checkpoint, results: list[dict]) -> list[str]:
+    if (calibration := checkpoint.calibration) is None:
+        return [
+            "Not calibrated: how sure it is says little of how often it is right. `lipprep evaluate RUN --shards DIR "
+            "--split val --calibrate` fits a temperature."
+        ]
+    untold = ", told no word boundaries" if config_from(checkpoint.config).model.get("boundary") else ""
+    measured = [each for each in results if each.get("temperature") == calibration.temperature]
+    return [
+        f"Divide the logits by the temperature {calibration.temperature:.4g} before the softmax: then it is about as "
+        f"sure as it is right, on clips like those that this was fitted on{untold}. Below a confidence of "
+        f"{calibration.threshold:g}, its threshold, let it abstain. Of words that it does not know nothing was fitted.",
+        *filter(None, map(_calibration_error, measured)),
+    ]
+
+
+def _calibration_error(results: Mapping) -> str:
+    """What an evaluation found of confidence, if anything. Raises what `_row` does where `results` are none."""
+    found = results.get("without_boundary", results)
+    if "ece_calibrated" not in found:
+        return ""
+    ece, calibrated, kept = (f"{100 * found[name]:.1f} %" for name in ("ece", "ece_calibrated", "kept"))
+    right = f", of which {100 * found['kept_top1']:.1f} % are right" if "kept_top1" in found else ""
+    return (
+        f"{printable(results['dataset'])}, {printable(results['split'])}: calibration error (ECE) {ece}, with the "
+        f"temperature {calibrated}; by the threshold it answers {kept} of the clips{right}."
+    )
 
 
 def _row(results: Mapping, more: str = "") -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import torch
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import Index, check_labels, check_parameters
 from lipprep.stages.untrusted import check_file, is_file, printable
-from lipprep.train.calibrate import LEAST, MOST
+from lipprep.train.calibrate import LEAST, MOST, Calibration
 from lipprep.train.metrics import warn
 from lipprep.train.models import build
 
@@ -63,6 +63,11 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     temperature: float | None = None
     threshold: float | None = None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Temperature and threshold in one, None where there are none."""
+        return None if self.temperature is None else Calibration(self.temperature, self.threshold)
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -255,6 +260,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     wrong = wrong or [field for field in ("step", "epoch", "batch") if not 0 <= state[field] < _MAX_STEPS]
     limits = {"temperature": (LEAST, MOST), "threshold": (0, 1)}
     wrong = wrong or [n for n, (a, b) in limits.items() if state[n] is not None and not a <= state[n] <= b]
+    wrong = wrong or [n for n in limits if state[n] is None and any(state[other] is not None for other in limits)]
     if wrong:
         raise ValueError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
     try:

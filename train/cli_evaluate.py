@@ -17,6 +17,12 @@ from lipprep.train.cli import CACHE, CACHE_SIZE, DEVICE, SHARDS, ask
 @CACHE_SIZE
 @click.option("--split", default="test", show_default=True, help="train, val, test or unseen.")
 @click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Fit a temperature and a threshold to abstain by on this split, and store them in the checkpoint: of a run "
+    "that was imported, is older, or is to read other videos than it was trained on.",
+)
+@click.option(
     "--groups",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -38,6 +44,7 @@ def evaluate(
     cache: Path | None,
     cache_size: int | None,
     split: str,
+    calibrate: bool,
     groups: Path | None,
     out: Path | None,
     device: str,
@@ -47,14 +54,15 @@ def evaluate(
 ) -> None:
     """Measure a trained lip reader on a split of the shards.
 
-    RUN is a run folder (its best.pt) or a checkpoint file. Prints top-1 with its 95 % interval and top-5,
-    and writes a table of the words and the confusion matrix (CSV and PNG). Several RUNs are an
-    ensemble: the mean of their probabilities.
+    RUN is a run folder (its best.pt) or a checkpoint file. Prints top-1 with its 95 % interval, top-5 and how
+    far confidence is from accuracy, and writes a table of the words and the confusion matrix (CSV and PNG).
+    Several RUNs are an ensemble: the mean of their probabilities.
 
     \b
     Examples:
       lipprep evaluate runs/small --shards shards/
       lipprep evaluate runs/small --shards shards/ --split unseen --groups groups.txt --json
+      lipprep evaluate runs/imported --shards shards/ --split val --calibrate
       lipprep evaluate runs/student-1 runs/student-2 runs/student-3 --shards shards/
     """
     ask(shards)
@@ -62,7 +70,7 @@ def evaluate(
 
     kept = {"cache": cache, "cache_size": cache_size, "skip_corrupt": skip_corrupt}
     where = {"groups": groups, "out": out, "device": device, "batch_size": batch_size}
-    results = measure(*runs, shards=shards, split=split, **where, **kept)
+    results = measure(*runs, shards=shards, split=split, calibrate=calibrate, **where, **kept)
     if as_json:
         click.echo(json.dumps(results, indent=1))
         return
@@ -78,13 +86,18 @@ def evaluate(
     click.echo(f"{what}; split {split}, {results['words']} words")
     click.echo(f"top-1 {_percent(results['top1'], results['top1_interval95'])}, {results['clips']} clips")
     click.echo(f"top-5 {_percent(results['top5'])}")
-    if "without_boundary" in results:
+    if calibrate:
+        click.echo(f"calibrated on split {split}, and stored in {results['checkpoint']}")
+    if "without_boundary" not in results:
+        click.echo("\n".join(_confidence(results, results)))
+    else:
         untold, known = results["without_boundary"], results["boundaries_known"]
         click.echo(
             f"these with word boundaries, known for {known} of {results['clips']} clips; without, as in the wild:"
         )
         click.echo(f"top-1 {_percent(untold['top1'], untold['top1_interval95'])}")
         click.echo(f"top-5 {_percent(untold['top5'])}")
+        click.echo("\n".join(_confidence(untold, results)))
         if groups and untold["all_groups"]:
             group = untold["all_groups"]
             click.echo(f"within the word's group {_percent(group['accuracy'], group['interval95'])}")
@@ -103,6 +116,21 @@ def evaluate(
             click.echo(f"  {name}: {figures}, chance {_percent(row['chance'])}")
     for path in results["files"]:
         click.echo(path)
+
+
+def _confidence(figures: dict, about: dict) -> list[str]:
+    """What there is to say of the confidence of a reader, or of an ensemble, which `about` is of."""
+    error = f"calibration error (ECE) {_percent(figures['ece'])}"
+    if "ece_calibrated" not in figures:
+        return [f"{error}, not calibrated: {'each member' if 'members' in about else 'it'} can be, by --calibrate"]
+    if "members" in about:
+        return [f"{error}, {_percent(figures['ece_calibrated'])} with the members' temperatures"]
+    kept = _percent(figures["kept"])
+    right = f", {_percent(figures['kept_top1'])} of these right" if "kept_top1" in figures else ""
+    return [
+        f"{error}, {_percent(figures['ece_calibrated'])} with the temperature {about['temperature']:.3g}",
+        f"confidence of {about['threshold']:.4g}, the threshold, or more: {kept} of the clips{right}",
+    ]
 
 
 def _percent(part: float, interval: list[float] | None = None) -> str:

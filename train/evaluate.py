@@ -3,6 +3,7 @@
 Shapes: N clips, C words (classes), T frames, S side of a crop in pixels.
 """
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -17,13 +18,15 @@ import torch
 from tqdm import tqdm
 
 from lipprep.stages.atomic import write_text
+from lipprep.stages.lock import LOCK, hold
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
 from lipprep.stages.untrusted import printable, read_text
 from lipprep.train.augment import eval_batch
 from lipprep.train.boundary import boundary_vectors, words_of
 from lipprep.train.cache import open_cache
-from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
+from lipprep.train.calibrate import Calibration, confidence_figures, fit_calibration, mean_probabilities, temperatures
+from lipprep.train.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint, save_checkpoint
 from lipprep.train.config import Config, config_from
 from lipprep.train.confusion import CONFUSION_FILES, confusion, write_confusion
 from lipprep.train.device import choose_device, load_model, reading
@@ -49,6 +52,11 @@ class Answers:
     keys: list[str]
     untold: np.ndarray | None
     told: np.ndarray
+
+    @property
+    def in_the_wild(self) -> np.ndarray:
+        """Logits (N, C) of a model that is told no word boundaries."""
+        return self.logits if self.untold is None else self.untold
 
 
 def classify(
@@ -181,6 +189,7 @@ def evaluate(
     *others: Path,
     shards: Path | RemotePath,
     split: str = "test",
+    calibrate: bool = False,
     groups: Path | None = None,
     out: Path | None = None,
     device: str = "auto",
@@ -191,14 +200,23 @@ def evaluate(
 ) -> dict:
     """Measure a run (its best.pt) or a checkpoint on a split, and write tables and picture to a folder.
 
-    Several are measured as an ensemble, whose answer is the mean of its members' probabilities; each member sees the
-    clips by its own options, and results.json holds the figures of each under `members`.
+    With `calibrate`, temperature and threshold are fitted on the split first and stored in the checkpoint.
+    Several are measured as an ensemble, whose answer is the mean of its members' probabilities, each by its own
+    temperature; each member sees the clips by its own options, and results.json holds the figures of each under
+    `members`.
     Remote shards are read through `cache`, a local folder that takes up to `cache_size` bytes.
     `skip_corrupt` leaves out up to one damaged clip in a thousand; `damaged` counts them.
     Returns what results.json there holds; `not_in_shards` counts, by class of failure, the clips of the split
-    that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, or
-    its labels or its training crops are not like those of the shards, and RemoteError where a store does not answer.
+    that no shard holds, so that no figure speaks of them. Raises ValueError where the checkpoint is none, its labels or
+    its training crops are not like those of the shards, or it cannot be calibrated, and RemoteError where a store does
+    not answer.
     """
+    if calibrate and others:
+        raise ValueError("an ensemble has no temperature of its own: calibrate its members, one after another")
+    if calibrate and split == "train":
+        raise ValueError(
+            "a reader is surer of the clips that it has learnt than of others: calibrate it on --split val"
+        )
     members = [_Member.load(path) for path in (run, *others)]
     paths = [member.path.resolve() for member in members]
     if twice := [str(path) for number, path in enumerate(paths) if path in paths[:number]]:
@@ -215,11 +233,14 @@ def evaluate(
     # What one of them could not read is left out of all.
     answers = _whole(answers)
     labels_N = answers[0].labels
-    logits_NC = together([own.logits for own in answers])
+    if calibrate:
+        members = [members[0].calibrated(answers[0])]
+    calibrations = [member.checkpoint.calibration for member in members]
+    scores_NC = together([own.logits for own in answers], for_told(answers, calibrations))
 
     if others:
         folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}-ensemble"
-        figures = [_figures([own]) for own in answers]
+        figures = [_figures([own], [calibration]) for own, calibration in zip(answers, calibrations, strict=True)]
         about = {"members": [member.about() | own for member, own in zip(members, figures, strict=True)]}
     else:
         folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}"
@@ -230,19 +251,19 @@ def evaluate(
         "split": split,
         "words": len(index.labels),
         "clips": len(labels_N),
-        **_figures(answers),
+        **_figures(answers, calibrations),
         "damaged": len(skipped.places),
         "not_in_shards": dict(index.failures.get(split, {})),
     }
     if wanted:
-        results |= within_groups(logits_NC, labels_N, labels=index.labels, groups=wanted)
+        results |= within_groups(scores_NC, labels_N, labels=index.labels, groups=wanted)
         if "without_boundary" in results:
-            untold_NC = together([own.logits if own.untold is None else own.untold for own in answers])
+            untold_NC = together([own.in_the_wild for own in answers], calibrations)
             results["without_boundary"] |= within_groups(untold_NC, labels_N, labels=index.labels, groups=wanted)
     results["files"] = [str(folder / name) for name in ("results.json", *CONFUSION_FILES)]
     write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     told = ", word boundaries told" if "without_boundary" in results else ""
-    confusion_CC = confusion(logits_NC.argmax(axis=1), labels_N, words=len(index.labels))
+    confusion_CC = confusion(scores_NC.argmax(axis=1), labels_N, words=len(index.labels))
     write_confusion(confusion_CC, index.labels, folder, title=f"{index.dataset}, {split}{told}")
     return results
 
@@ -269,7 +290,9 @@ class _Member:
             raise ValueError(f"{printable(self.path)}: {error}") from error
 
     def about(self) -> dict:
-        return {"checkpoint": str(self.path), "step": self.checkpoint.step, "recipe": self.config.recipe}
+        own = self.checkpoint
+        found = {"checkpoint": str(self.path), "step": own.step, "recipe": self.config.recipe}
+        return {**found, "temperature": own.temperature, "threshold": own.threshold}
 
     def answers(
         self, batches: ShardBatches, split: str, skipped: Skipped, *, device: torch.device, batch_size: int | None
@@ -284,12 +307,27 @@ class _Member:
             model = load_model(self.checkpoint, device)
             return classify(model, skipped.noted(split, loader), device=device, **how)
 
+    def calibrated(self, own: Answers) -> "_Member":
+        """With temperature and threshold as its answers have them, which its file holds from now on.
 
-def together(members: Sequence[np.ndarray]) -> np.ndarray:
-    """What an ensemble answers: the mean of the softmax of its members' logits, (N, C) each; one answers as it does."""
-    if len(members) == 1:
-        return members[0]
-    return np.mean([torch.from_numpy(logits_NC).double().softmax(1).numpy() for logits_NC in members], axis=0)
+        Raises ValueError where a training is at work on the file, or has been since it was read.
+        """
+        found = fit_calibration(own.in_the_wild, own.labels)
+        fitted = {"temperature": found.temperature, "threshold": found.threshold}
+        shown, lock = printable(self.path), self.path.parent / LOCK
+        refusal = f"a training is at work in {printable(self.path.parent)}: calibrate {shown} when it has ended"
+        with hold(lock, lambda: refusal) if lock.is_file() else contextlib.nullcontext():
+            whole = load_checkpoint(self.path)  # with the state of its optimizer
+            same = whole.step == self.checkpoint.step and whole.weights.keys() == self.checkpoint.weights.keys()
+            if not same or not all(torch.equal(w, self.checkpoint.weights[k]) for k, w in whole.weights.items()):
+                raise ValueError(f"{shown} holds other weights than when it was read: calibrate it again")
+            save_checkpoint(self.path, replace(whole, **fitted))
+        return replace(self, checkpoint=replace(self.checkpoint, **fitted))
+
+
+def together(members: Sequence[np.ndarray], calibrations: Sequence[Calibration | None]) -> np.ndarray:
+    """What an ensemble answers: the mean of its members' probabilities, of logits (N, C) each; one's are its logits."""
+    return members[0] if len(members) == 1 else mean_probabilities(members, temperatures(calibrations))
 
 
 def _whole(members: Sequence[Answers]) -> list[Answers]:
@@ -308,21 +346,28 @@ def _whole(members: Sequence[Answers]) -> list[Answers]:
     ]
 
 
-def _figures(members: Sequence[Answers]) -> dict:
+def _figures(members: Sequence[Answers], calibrations: Sequence[Calibration | None]) -> dict:
     """Accuracies of members together; where one is told word boundaries, those without them apart."""
     labels_N = members[0].labels
 
-    def of(scores_NC: np.ndarray) -> dict:
+    def of(logits: list[np.ndarray], calibrations: Sequence[Calibration | None]) -> dict:
+        scores_NC = together(logits, calibrations)
         correct = int((np.argmax(scores_NC, axis=1) == labels_N).sum())
         interval = list(wilson(correct, len(labels_N)))
-        return {"top1": correct / len(labels_N), "top1_interval95": interval, "top5": top_k(scores_NC, labels_N, 5)}
+        figures = {"top1": correct / len(labels_N), "top1_interval95": interval, "top5": top_k(scores_NC, labels_N, 5)}
+        return figures | confidence_figures(logits, calibrations, labels_N)
 
-    figures = of(together([own.logits for own in members]))
+    figures = of([own.logits for own in members], for_told(members, calibrations))
     if all(own.untold is None for own in members):
         return figures
-    untold = together([own.logits if own.untold is None else own.untold for own in members])
     told = int(np.any([own.told for own in members], axis=0).sum())
-    return {**figures, "boundaries_known": told, "without_boundary": of(untold)}
+    untold = of([own.in_the_wild for own in members], calibrations)
+    return {**figures, "boundaries_known": told, "without_boundary": untold}
+
+
+def for_told(members: Sequence[Answers], calibrations: Sequence[Calibration | None]) -> list[Calibration | None]:
+    """The calibrations for answers with word boundaries: none where one is told them, for its own is without."""
+    return [each if own.untold is None else None for own, each in zip(members, calibrations, strict=True)]
 
 
 def _proportion(correct: int, clips: int) -> dict:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import AGAIN, RemoteError
-from lipprep.train.calibrate import Calibration, calibrate, confidence_figures
+from lipprep.train.calibrate import Calibration, confidence_figures, fit_calibration
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint, versions
 from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
@@ -285,7 +285,7 @@ def _validate(work: Work, loader: Iterable[dict], ranks: Ranks) -> dict:
         figures["top1_without_boundary"] = top_k(logits_NC, labels_N, 1)
     # Of confidence in the wild, so without boundaries; and on clips that are learnt by heart none can be measured.
     if not config.overfit and len(labels_N) and np.isfinite(logits_NC).all():
-        calibration = calibrate(logits_NC, labels_N)
+        calibration = fit_calibration(logits_NC, labels_N)
         figures |= asdict(calibration) | confidence_figures([logits_NC], [calibration], labels_N)
     return figures
 

@@ -216,6 +216,7 @@ def test_a_card_tells_how_to_run_what_lies_beside_it(format_name, trained_run, t
     assert fields["labels"] == checkpoint.labels and fields["recipe"] == "compact" and fields["fps"] == 25
     assert fields["profile"] == "lrw2021" and fields["crop_size"] == 72 and fields["mean"] == 0.421
     assert fields["normalise"] == normalise.strip() and fields.get("boundary") is None
+    assert (fields["temperature"], fields["threshold"]) == (checkpoint.temperature, checkpoint.threshold)
 
 
 def test_a_boundary_is_an_input_and_the_moving_average_is_taken(tmp_path):
@@ -353,7 +354,9 @@ def test_a_card_tells_accuracies_of_these_weights_alone(tmp_path):
 
     figures = {"top1": 0.9, "top1_interval95": [0.85, 0.94], "top5": 0.99}
     results = {"step": 7, "dataset": "mine", "split": "test", "clips": 1500, **figures, "boundaries_known": 1400}
-    results["without_boundary"] = {"top1": 0.8, "top1_interval95": [0.75, 0.84], "top5": 0.95}
+    confidence = {"ece": 0.12, "ece_calibrated": 0.03, "kept": 0.6, "kept_top1": 0.9}
+    results["temperature"] = 1.25
+    results["without_boundary"] = {"top1": 0.8, "top1_interval95": [0.75, 0.84], "top5": 0.95, **confidence}
     for name, content in {
         "test": json.dumps(results),
         "val": json.dumps(results | {"step": 8, "split": "val", "clips": 99}),  # other weights
@@ -365,7 +368,12 @@ def test_a_card_tells_accuracies_of_these_weights_alone(tmp_path):
     (tmp_path / "summary.json").write_text(
         json.dumps({"dataset": "0123abcd", "dataset_name": "grid", "clips": {"train": 48000, "val": 100}})
     )
+    assert "Not calibrated" in card
+    checkpoint = dataclasses.replace(checkpoint, temperature=1.25, threshold=0.5)
     card = card_of(checkpoint, tmp_path)
+    assert "temperature 1.25" in card and "Below a confidence of 0.5" in card and "told no word boundaries" in card
+    assert "(ECE) 12.0 %, with the temperature 3.0 %; by the threshold it answers 60.0 % of the clips, of" in card
+    assert "(ECE)" not in card_of(dataclasses.replace(checkpoint, temperature=1.5), tmp_path)  # fitted anew since
     assert "| mine, test | 1,500 | 90.0 % (85.0 to 94.0) | 99.0 % |" in card
     assert "| mine, test without word boundaries, as in the wild | 1,500 | 80.0 % (75.0 to 84.0) | 95.0 % |" in card
     assert "told where they are known: 1400 of 1500 in test." in card
