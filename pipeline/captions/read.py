@@ -12,7 +12,8 @@ from lipprep.pipeline.captions.timing import Timing
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import check_file, printable
 
-_MAX_BYTES = 1 << 26  # of a file: of CTM a million words, of Gentle's JSON ten hours
+_MAX_BYTES = 1 << 24  # of a file: days of subtitles
+_LARGE = {".ctm": 1 << 26, ".json": 1 << 26}  # a million words of many videos; with every phone, ten hours
 _PARSERS: dict[str, Callable[[str], list[Timing]]] = {".align": parse_align, ".vtt": parse_vtt, ".srt": parse_srt}
 _OF_TIERS: dict[str, Callable[[str, str | None], list[Timing]]] = {".textgrid": parse_textgrid, ".json": parse_json}
 # Where a video has several, what was aligned comes before what was recognised or is for readers.
@@ -31,8 +32,8 @@ class TimingFile:
 
 def read_timings(path: Path | RemotePath, *, tier: str | None = None) -> TimingFile:
     """Read a file of timings by its ending (SUFFIXES). Raises ValueError, naming file and line, for any other file."""
-    content = check_file(path, "timing file", limit=_MAX_BYTES).read_bytes()
     suffix = path.suffix.lower()
+    content = check_file(path, "timing file", limit=_LARGE.get(suffix, _MAX_BYTES)).read_bytes()
     try:
         text, fallback = decode(content)
         if not text.strip():

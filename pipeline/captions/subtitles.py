@@ -11,6 +11,7 @@ _STAMP = r"(?:[0-9]{1,4}:)?[0-9]{1,2}:[0-9]{1,2}[.,][0-9]{1,6}"
 _WHOLE_STAMP = re.compile(_STAMP)
 _INLINE = re.compile(f"<({_STAMP})>")
 _TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+_LINES = 8  # that stand on a screen at once, at most
 _ADJACENT = 0.1  # seconds between cues of which one still shows a line of the other
 
 
@@ -116,7 +117,8 @@ def _plain(line: str) -> str:
 
 def _carried(before: list[str], lines: list[str]) -> int:
     """How many of a cue's first lines are the last ones of the cue before."""
-    return next((n for n in range(min(len(before), len(lines)), 0, -1) if before[-n:] == lines[:n]), 0)
+    most = min(len(before), len(lines), _LINES)
+    return next((n for n in range(most, 0, -1) if before[-n:] == lines[:n]), 0)
 
 
 def _cue_words(text: str, cue: Cue, *, exact: bool) -> list[Timing]:
