@@ -37,14 +37,14 @@ _LICENCES = (
 _FIGURES = {
     "num_frames": "frames",
     "duration": "the word's duration, seconds",
-    "scale": "scale from the video to the crop",
-    "outside": "share of frames whose crop leaves the picture",
-    "off_centre": "mouth off the middle of the crop, pixels",
+    "scale": "scale from the source to the crop",
+    "outside": "share of frames whose crop leaves the source's frame",
     "brightness": "mean gray level, 0 to 255",
-    "black": "share of black frames",
-    "frozen": "share of steps between frames without a change",
-    "sharpness": "sharpness",
-    "movement": "movement of the mouth",
+    "black": "share of frames that show nothing",
+    "frozen": "share of steps between frames that change nothing",
+    "sharpness": "sharpness, gray levels",
+    "movement": "mean change from frame to frame, gray levels",
+    "jump": "largest change between two frames, in parts of the median one",
 }
 
 
@@ -160,8 +160,7 @@ def card_text(index: Index, manifest: Manifest, tally: Tally, *, licence: str | 
 _JSON = "`label`, `word`, `word_start`, `word_end`, `duration`, `speaker`, `num_frames`, `split`; null is not known"
 _RECORDS = (
     "a record beside each shard: what its clips were made from, their figures, and why others failed. Nothing that "
-    "reads the clips needs it. It names source files, and in messages the folders that they lay in: to publish the "
-    "shards, leave it out"
+    "reads the clips needs it. Its messages may name the folders of videos: to publish the shards, leave it out"
 )
 _CHECK = """```python
 import hashlib, json, pathlib
