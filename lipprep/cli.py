@@ -17,7 +17,7 @@ COMMANDS = {
     "manifest": (
         "lipprep.pipeline.cli_manifest",
         "manifest",
-        "List the clips of a corpus: LRW, word folders, GRID, CSV.",
+        "List the clips of a corpus: LRW, word folders, GRID, captions, CSV.",
     ),
     "landmarks": ("lipprep.pipeline.cli", "landmarks", "Find 68 face landmarks in every frame."),
     "crops": ("lipprep.pipeline.cli", "crops", "Align to the mean face and cut mouth crops."),
