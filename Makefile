@@ -67,7 +67,8 @@ test: $(SETUP)  ## run the tests, on two cores (ARGS=-n0: on one, with what they
 
 # playwright drives the Chromium that is installed; a browser of its own would be a download of its own.
 test-browser: $(SETUP)  ## run the tests in a real browser, Chromium
-	@test -n "$$PLAYWRIGHT_CHROMIUM" || command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+	@test -n "$$PLAYWRIGHT_CHROMIUM" || { \
+	  command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "There is no Chromium: installing Debian's" && \
 	    apt-get -q update && apt-get -q install -y --no-install-recommends chromium; \
@@ -76,7 +77,7 @@ test-browser: $(SETUP)  ## run the tests in a real browser, Chromium
 	    echo "Or name one: make test-browser PLAYWRIGHT_CHROMIUM=/path/to/chromium" >&2; \
 	    exit 1; \
 	  fi; }
-	$(PIP) install -q -c constraints.txt playwright
+	$(PIP) install -q -c constraints.txt playwright gradio
 	@mkdir -p build
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests-browser -m browser $(ARGS)
 
