@@ -85,9 +85,9 @@ def entries(folder: str) -> dict[str, dict]:
 
 
 def everything() -> dict[str, dict[str, bytes]]:
-    """All artefacts and the index, by folder."""
+    """All artefacts, the index and the card, by folder."""
     found = {folder: tars(folder) for folder in ("work/m/landmarks", "work/m/crops", "shards")}
-    return {**found, "index": {"json": Path("shards/index.json").read_bytes()}}
+    return {**found, "index": {n: Path("shards", n).read_bytes() for n in ("index.json", "README.md")}}
 
 
 def strays(folder: str = ".") -> list[Path]:

@@ -1,17 +1,25 @@
-"""What docs/formats.md says suffices: shards are written, and records and indexes read, with the standard library."""
+"""docs/formats.md suffices to write shards and read records with the standard library, and names every field."""
 
+import dataclasses
 import hashlib
 import io
 import json
 import random
+import re
+import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from pathlib import Path
 
+from lipprep.pipeline.accounts import Report
+from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.verify import verify
+from lipprep.pipeline.wanted import Wanted
+from lipprep.stages.failures import FAILURES
 from lipprep.stages.shard.index import load_index
+from lipprep.train.checkpoint import Checkpoint
 
 
 def sha256(data: bytes) -> str:
@@ -109,3 +117,18 @@ def test_records_and_the_index_are_what_the_book_says(chain):
         for shard in index["shards"]:
             numbers = archive.read(f"{shard['name']}.npy")[-8 * (shard["samples"] + 1) :]
             assert list(struct.unpack(f"<{shard['samples'] + 1}q", numbers)) == starts[shard["name"]]
+
+
+def test_the_book_names_every_field(chain, corpus, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(corpus, broken)
+    next(broken.rglob("*.mp4")).write_bytes(b"none")
+    chain(broken)
+    names = {*FAILURES, *(f.name for f in dataclasses.fields(Checkpoint)), *Clip.__struct_fields__}
+    names |= {f.name for f in dataclasses.fields(Wanted)} | {f.name for f in dataclasses.fields(Report)}
+    for path in (Path("manifests/m.jsonl"), *Path().rglob("landmarks/*.jsonl"), *Path("shards").glob("*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            names |= set(line) | set(line.get("figures", {})) | set(line.get("upstream", {}))
+    names |= set(json.loads(Path("shards/index.json").read_text()))
+    book = (Path(__file__).parents[2] / "docs/formats.md").read_text()
+    assert names - set(re.findall(r"`(\w+)`", book)) == set()
