@@ -17,7 +17,7 @@ from lipprep.stages.stopwatch import spent
 
 DETECT_EVERY = 5  # frames between two looks for new faces: a fifth of a second
 FORGET_AFTER = 12  # frames without a face after which its track ends: half a second
-_UNSEEN = 6  # looks in a row that do not find a face that is followed, after which it is none
+_UNSEEN = 16  # looks in a row that do not find a face that is followed, after which it is none: three at parts
 _SAME = 0.5  # of the smaller face's side: middles that are nearer belong to one face
 _SEATED = 1.0  # of a lost face's side: one that is found no farther off is the lost one
 
@@ -59,9 +59,10 @@ class _Followed:
 class FaceTracker:
     """Follows all faces through the frames of a video, which come one at a time: of a camera, too.
 
-    New faces are looked for every `detect_every` frames, small ones too (`tiles`), and in each frame while one is lost.
-    A face that is lost for up to `forget_after` frames is the same again where it was, or no farther off than its own
-    size. Two tracks never follow one face: of two that meet on one, that stays which moved less to get there.
+    New faces are looked for every `detect_every` frames, those that are small in their frame every fifth time (Tiles);
+    and in each frame while one is lost. A face that is lost for up to `forget_after` frames is the same again where it
+    was, or no farther off than its own size. Two tracks never follow one face: of two that meet on one, that stays
+    which moved less to get there.
     """
 
     def __init__(

@@ -87,9 +87,9 @@ def test_two_tracks_never_follow_one_face():
 
 
 def test_what_no_look_confirms_is_dropped():
-    detector = Scripted([[(100, 40)]] * 60, blind=range(1, 60))
+    detector = Scripted([[(100, 40)]] * 100, blind=range(1, 100))
     (track,) = track_faces(detector.frames(), detector)
-    assert len(track.points_TKD) == 30
+    assert len(track.points_TKD) == 80
 
 
 def test_two_real_faces_are_followed_apart(portrait):
