@@ -134,6 +134,7 @@ def captions(
         rows = relative_to(base, root, rows)
     made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
     save_manifest(made)
+    absent = sorted((choice.wanted or set()) - {one.word for one in spoken})
     if as_json:
         found = {
             "videos": account.read,
@@ -142,6 +143,7 @@ def captions(
             "clips": len(made.clips),
             "labels": len(made.labels),
             "splits": Counter(c.split for c in made.clips),
+            "words_without_clips": absent,
             "groups": len(set(group_of.values())),
             "same_files": same,
             "videos_without_timings": matches.untimed,
@@ -154,6 +156,8 @@ def captions(
     _tell_files(account, matches, same)
     _tell_notes(account.notes)
     _tell_choice(account, choice, how, speakers, clips)
+    if absent:
+        click.echo(f"{len(absent)} words that are asked for have no clip: {_some(absent)}", err=True)
     click.echo(said(account, len(made.clips)))
     _tell_made(made, group_of)
 

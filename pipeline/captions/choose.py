@@ -1,7 +1,7 @@
 """Which words of a video's timings become clips, with an account of every one that does not."""
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import msgspec
@@ -57,7 +57,7 @@ class Choice:
     min_confidence: float | None = None
     min_duration: float = MIN_DURATION
     max_duration: float = MAX_DURATION
-    wanted: Container[str] | None = None
+    wanted: Set[str] | None = None
     min_clips: int = 1
     max_words: int | None = None
 

@@ -11,7 +11,7 @@ from lipprep.pipeline.captions.choose import Account, Choice, Spoken, choose, no
 from lipprep.pipeline.captions.match import Matches, homes
 from lipprep.pipeline.captions.read import TimingFile, read_timings
 from lipprep.pipeline.captions.timing import Timing
-from lipprep.stages.failures import ClipFailure
+from lipprep.pipeline.manifest import check_video_path, clip_key
 from lipprep.stages.remote import RemotePath
 
 _THREADS = 16  # that open videos: headers wait for the disk, or for a store
@@ -72,13 +72,20 @@ def collect(
 
     tables = lru_cache(_TABLES)(read_timings)
     spoken: list[Spoken] = []
+    named: dict[str, str] = {}
     with contextlib.closing(ahead(matches.timings, partial(_duration, root), threads=_THREADS)) as opened:
         for video, future in tqdm(opened, total=len(matches.timings), desc="timings", unit="video"):
             try:
+                check_video_path(video)
                 duration = future.result()
-            except ClipFailure as failure:
-                account.note(video, str(failure))
+            except ValueError as error:  # ClipFailure among them
+                account.note(video, str(error))
                 continue
+            if (other := named.setdefault(clip_key(video), video)) != video:
+                account.note(video, f"it has the name of {other}, and clips would have one key: rename one of them")
+                continue
+            if not duration:
+                account.note(video, "its header has no length: words beyond its end are not noticed")
             for file in matches.timings[video]:
                 try:
                     read = (tables if file.lower().endswith(".ctm") else read_timings)(folder / file, tier=tier)

@@ -4,6 +4,9 @@ import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import msgspec
 
 from lipprep.pipeline.captions.timing import Timing, shown, spoken, spread
 
@@ -73,7 +76,15 @@ def _words(text: str, *, blank_ends: bool) -> list[Timing]:
         new = _carried(before, plain) if cue.start <= ended + _ADJACENT else 0
         found += _cue_words("\n".join(cue.lines[new:]), cue, exact=exact)
         before, ended = plain, cue.end
-    return found
+    # A line may stand on while the next one is spoken: its last word does not last as long.
+    return [_until(word, later) if exact else word for word, later in zip_longest(found, found[1:])]
+
+
+def _until(word: Timing, later: Timing | None) -> Timing:
+    """A word that ends where the next one starts at the latest."""
+    if later is None or not word.start < later.start < word.end:
+        return word
+    return msgspec.structs.replace(word, end=later.start)
 
 
 def _cues(text: str, *, blank_ends: bool) -> Iterator[Cue]:

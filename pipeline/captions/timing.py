@@ -1,7 +1,7 @@
 """When a word is said, as a file of timings has it."""
 
 import re
-from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import msgspec
 
@@ -72,18 +72,12 @@ def spread(text: str, start: float, end: float, *, rough: bool = True) -> list[T
     [('so,', 1.0), ('we', 2.0), ('go', 3.0)]
     """
     words = spoken(text)
-    lengths = [sum(c.isalnum() for c in word) for word in words]
-    return [Timing(word, *times, rough) for word, times in zip(words, _shares(lengths, start, end), strict=True)]
+    letters = list(accumulate(sum(c.isalnum() for c in word) for word in words))
+    # The last edge is the end itself, not what floats make of it.
+    edges = [start, *(start + (end - start) * before / letters[-1] for before in letters[:-1]), end]
+    return [Timing(word, *times, rough) for word, times in zip(words, pairwise(edges), strict=False)]
 
 
 def spoken(text: str) -> list[str]:
     """The words of a text; what is in brackets is one, and what has no letter or digit is none."""
     return [token for token in _TOKEN.findall(text) if any(c.isalnum() for c in token)]
-
-
-def _shares(lengths: Sequence[int], start: float, end: float) -> list[tuple[float, float]]:
-    total, before, shares = sum(lengths), 0, []
-    for length in lengths:
-        shares.append((start + (end - start) * before / total, start + (end - start) * (before + length) / total))
-        before += length
-    return shares

@@ -95,6 +95,8 @@ def test_words_labels_and_spelling(lipprep, talks):
     Path("labels.txt").write_text("then\nno\nmaybe\n")
     listed(lipprep, "--labels", "labels.txt", "--case", "lower")
     assert {c.word: c.label for c in made().values()} == {"then": 0, "no": 1}
+    text = lipprep("manifest", "captions", "v", "-o", "m.jsonl", "--labels", "labels.txt", "--case", "lower")
+    assert "1 words that are asked for have no clip: maybe" in text.stderr
     refused = lipprep("manifest", "captions", "v", "-o", "x.jsonl", "--labels", "labels.txt", code=1)
     assert "the label 'then' is not spelt as words are with --case upper" in refused.stderr
 
@@ -125,7 +127,8 @@ def test_one_ctm_of_many_videos(lipprep, talks):
 
 
 def test_files_that_cannot_be_read_cost_only_themselves(lipprep, talks, tmp_path):
-    talks(a=[("well", 1.0, 1.4)], b=[], c=[("so", 1.0, 1.4)], d=[], e=[])
+    talks(a=[("well", 1.0, 1.4)], b=[], c=[("so", 1.0, 1.4)], d=[], e=[], **{"f\\g": [("so", 1.0, 1.4)]})
+    shutil.copy("v/a.mp4", "v/a.webm")
     v = Path("v")
     (v / "b.json").write_text('{"title": "no timings"}')
     (v / "b.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\ngo\n")  # the next best
@@ -135,7 +138,7 @@ def test_files_that_cannot_be_read_cost_only_themselves(lipprep, talks, tmp_path
     found = listed(lipprep, "--rough")
     assert {c.word for c in made().values()} == {"WELL", "GO", "CAFÉ"} and found["videos"] == 3
     notes = {n["file"]: n["message"] for n in found["notes"]}
-    assert set(notes) == {"b.json", "c.mp4", "d.vtt", "e.srt"} and "line 5" in notes["d.vtt"]
+    assert set(notes) == {"a.webm", "b.json", "c.mp4", "d.vtt", "e.srt", "f\\g.mp4"} and "line 5" in notes["d.vtt"]
     assert "read as cp1252" in notes["e.srt"]
     assert listed(lipprep)["dropped"] == {"rough": 2}
     for name in ("a.ctm", "b.srt", "e.srt"):
@@ -316,6 +319,8 @@ def test_from_a_long_video_with_subtitles_to_shards(lipprep, make_video, tmp_pat
     monkeypatch.setattr(pool, "run_all", counted)
     lipprep("manifest", "captions", *flags)
     assert made("manifests/m.jsonl") == clips and len(looked) == 1
+    # The clips of the sample again, frame by frame: their words lie in their middle.
+    assert {(c.start, c.num_frames) for c in clips.values()} == {(0, 29), (29, 29)}
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     lipprep("landmarks", "-j", 2)

@@ -59,6 +59,11 @@ def test_automatic_captions_count_rolling_lines_once():
     assert not any(t.rough for t in found)
 
 
+def test_a_line_that_stands_on_does_not_make_its_last_word_longer():
+    text = "WEBVTT\n\n00:01.000 --> 00:05.000\none<00:01.400>two\n\n00:01.900 --> 00:06.000\nthree<00:02.200>four\n"
+    assert plain(parse_vtt(text)) == [("one", 1, 1.4), ("two", 1.4, 1.9), ("three", 1.9, 2.2), ("four", 2.2, 6)]
+
+
 def test_plain_webvtt_is_spread_by_letters_and_rough():
     text = (
         "WEBVTT - made by hand\n\nNOTE not said\n\nSTYLE\n::cue { color: red }\n\nintro\n"
