@@ -18,8 +18,9 @@ def parse_textgrid(text: str, tier: str | None = None) -> list[Timing]:
     Raises ValueError, naming the line, for what is no TextGrid, and for a tier that is not there.
     """
     tokens = _Tokens(text)
-    if (kind := tokens.text()) not in ("ooTextFile", "ooTextFile short") or (form := tokens.text()) != "TextGrid":
-        raise ValueError(f"line {tokens.line}: {shown(kind if kind[:2] != 'oo' else form)} is no TextGrid")
+    kinds = tokens.text(), tokens.text()
+    if kinds[0] not in ("ooTextFile", "ooTextFile short") or kinds[1] != "TextGrid":
+        raise ValueError(f"line {tokens.line}: {shown(kinds)} is no TextGrid")
     tokens.number(), tokens.number()
     if tokens.flag() != "<exists>":
         return []
