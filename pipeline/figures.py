@@ -10,17 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lipprep.pipeline.likeness import groups_of, off_centre
 from lipprep.pipeline.manifest import Clip, Manifest
 from lipprep.pipeline.plan import STAGES, Layout
 from lipprep.pipeline.records import Headers, all_entries, root_class
+from lipprep.stages.quality import FACE, LOOK, face_vector, look_vector
 from lipprep.stages.remote import RemotePath
 
 OK, PENDING = "ok", "pending"
 TEXTS = ("face", "look", "motion")  # those that are no numbers
 NUMBERS = (
     "num_frames", "face_share", "max_faces", "face_size", "jitter", "rotation", "centre_x", "centre_y", "scale",
-    "outside", "brightness", "black", "frozen", "sharpness", "movement", "jump",
+    "outside", "brightness", "black", "frozen", "sharpness", "movement", "jump", "off_centre",
 )  # fmt: skip
+_DESCRIPTIONS = {"face": (face_vector, FACE), "look": (look_vector, LOOK**2)}
 
 
 class Place(NamedTuple):
@@ -57,6 +60,15 @@ class ClipTable:
     def __len__(self) -> int:
         return len(self.kinds)
 
+    def vectors(self, name: str) -> np.ndarray:
+        """The descriptions `face` or `look` as numbers, (N, F) float32, NaN where one is not known."""
+        read, count = _DESCRIPTIONS[name]
+        vectors_NF = np.full((len(self), count), np.nan, np.float32)
+        for row, text in enumerate(self.texts[name]):
+            if text is not None:
+                vectors_NF[row] = read(text)
+        return vectors_NF
+
 
 def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = STAGES) -> ClipTable:
     """Read the records of `stages`, of which any may be missing or half done, to a table.
@@ -84,6 +96,7 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
         for tar, entries in zip(tars, all_entries(tars), strict=True):
             for row, entry in _known(rows, entries):
                 _add(table, row, stage, tar, entry)
+    table.columns["off_centre"][:] = off_centre(table.vectors("look"), groups_of(manifest.clips))
     return table
 
 

@@ -28,6 +28,7 @@ _MOTION_TIMES = 12  # moments of a clip that `motion` compares
 _EYES, _LIPS = (36, 45), slice(48, 68)  # iBUG-68: outer corners; outer and inner lip
 # Brows, nose, eyes and the mouth's corners: what a face keeps while it speaks. The jaw differs by detector.
 _BUILD = np.r_[17:48, 48, 54]
+FACE = 2 * len(_BUILD)  # numbers of a `face`
 
 
 def face_quality(points_TKD: np.ndarray) -> dict[str, float | str | None]:
@@ -143,7 +144,7 @@ def _text(values: np.ndarray) -> str:
 
 def face_vector(text: str) -> np.ndarray:
     """The numbers (66,) float32 in a `face`, pixels of the mean face's frame."""
-    return _numbers(text, 2 * len(_BUILD)) * np.float32(FACE_STEP)
+    return _numbers(text, FACE) * np.float32(FACE_STEP)
 
 
 def look_vector(text: str) -> np.ndarray:
