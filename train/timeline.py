@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from lipprep.stages.atomic import replacing
 from lipprep.train.predict import FaceReading
 from lipprep.train.utterances import Utterance, utterances
@@ -11,6 +13,7 @@ from lipprep.train.utterances import Utterance, utterances
 _SECONDS = 10.0  # of a row, or more where there would be more than _ROWS of them
 _ROWS = 12
 _WIDTH, _PIXELS = 12.0, 100  # inches, and pixels of each
+_PANEL, _LEFT = 2.3, 0.8  # inches: the height of a row, and its left margin
 _SHOWN = 28  # mouths in a row
 _KNOWN, _UNKNOWN = "#1f77b4", "#b0b0b0"
 
@@ -30,13 +33,17 @@ def draw_timeline(
     rows = min(_ROWS, max(1, math.ceil(total / _SECONDS - 1e-6)))
     seconds = total / rows if rows == _ROWS or rows == 1 else _SECONDS
     panels = [(row, reading) for row in range(rows) for reading in readings]
-    figure = Figure(figsize=(_WIDTH, 0.8 + 2.3 * len(panels)), layout="constrained", dpi=_PIXELS)
+    height = 0.8 + _PANEL * len(panels)
+    figure = Figure(figsize=(_WIDTH, height), dpi=_PIXELS)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    grid = figure.add_gridspec(2 * len(panels), 1, height_ratios=[3, 1] * len(panels), hspace=0.02)
+    figure.text(0.5, 1 - 0.25 / height, title, ha="center", fontsize=11, parse_math=False)
     for n, (row, reading) in enumerate(panels):
         begin, end = row * seconds, (row + 1) * seconds
-        bars, strip = figure.add_subplot(grid[2 * n]), figure.add_subplot(grid[2 * n + 1])
+        bottom = height - 0.4 - _PANEL * (n + 1)
+        strip, bars = (
+            figure.add_axes((_LEFT / _WIDTH, (bottom + up) / height, 1 - (_LEFT + 0.1) / _WIDTH, tall / height))
+            for up, tall in ((0.35, 0.4), (0.78, 1.4))
+        )
         _draw_words(bars, utterances(reading.windows, fps=fps), begin, end)
         if threshold:
             bars.axhline(100 * threshold, color="black", linewidth=0.8, linestyle=":")
@@ -45,7 +52,6 @@ def draw_timeline(
         bars.set_ylabel(f"face {reading.face}\n{ylabel}" if len(readings) > 1 else ylabel, fontsize=8)
         bars.tick_params(labelsize=8)
         _draw_mouths(strip, reading, begin, end, fps=fps)
-        strip.set(xlim=(begin, end), yticks=[])
         strip.tick_params(labelsize=8)
     strip.set_xlabel("seconds", fontsize=8)
     with replacing(path) as file:
@@ -62,7 +68,7 @@ def _draw_words(axes, said: Sequence[Utterance], begin: float, end: float) -> No
         axes.bar(start, height, width=stop - start, align="edge", color=colour, edgecolor="white", linewidth=0.8)
         word = "-" if one.word is None else one.word
         # As large as fits into its bar, letters being up to 0.75 of their size wide; or upright inside it.
-        width = (stop - start) / (end - begin) * (_WIDTH - 1) * 72
+        width = (stop - start) / (end - begin) * (_WIDTH - _LEFT) * 72
         size = min(10.0, width / (0.75 * len(word)))
         middle, how = (start + stop) / 2, {"ha": "center", "va": "bottom", "parse_math": False}
         if size >= 6:
@@ -73,12 +79,12 @@ def _draw_words(axes, said: Sequence[Utterance], begin: float, end: float) -> No
 
 def _draw_mouths(axes, reading: FaceReading, begin: float, end: float, *, fps: float) -> None:
     """The mouth crops nearest to evenly spaced times, as many as fit side by side."""
-    axes.set_facecolor("0.9")
-    width = (end - begin) / _SHOWN
+    S = reading.mouth_TSS.shape[1]
+    strip = np.full((S, _SHOWN * S), 230, np.uint8)
     for k in range(_SHOWN):
-        frame = round((begin + (k + 0.5) * width) * fps) - reading.start
+        frame = round((begin + (k + 0.5) * (end - begin) / _SHOWN) * fps) - reading.start
         row = min(round(frame / reading.mouth_every), len(reading.mouth_TSS) - 1)
         if 0 <= frame < len(reading.points_TKD) and reading.mouth_TSS[row].any():
-            extent = (begin + k * width, begin + (k + 1) * width, 0, 1)
-            axes.imshow(reading.mouth_TSS[row], cmap="gray", vmin=0, vmax=255, extent=extent, aspect="auto")
-    axes.set(ylim=(0, 1))
+            strip[:, k * S : (k + 1) * S] = reading.mouth_TSS[row]
+    axes.imshow(strip, cmap="gray", vmin=0, vmax=255, extent=(begin, end, 0, 1), aspect="auto")
+    axes.set(yticks=[])
