@@ -21,6 +21,7 @@ _WORDS = (300, 6, 500)  # clips of the sheet by word: about so many, at most so 
 _SPEAKERS = (150, 6, 60)
 BINS = 32
 _USUAL = (0.5, 99.5)  # percentiles between which a histogram's axis runs
+_MOST = (2.5, 97.5)  # percentiles between which mouths fill half of their chart
 _AVERAGED = 4000  # clips that averages are made of, at most
 _A_WORD = 60  # of them of one word
 
@@ -204,8 +205,8 @@ def _centre(table: ClipTable, best: np.ndarray) -> Centre | None:
     far_N = np.hypot(*((points_N2 - median_2) / np.maximum(scale_2, 0.5)).T)
     rows = np.flatnonzero(known & best)
     rows = rows[np.argsort(-far_N[rows], kind="stable")][:AN_END]
-    low_2, high_2 = np.percentile(points_N2[known], _USUAL, axis=0)
-    reach = max(float((high_2 - low_2).max()) * 0.55, 4.0)  # a square: x and y to one scale
+    low_2, high_2 = np.percentile(points_N2[known], _MOST, axis=0)
+    reach = max(float((high_2 - low_2).max()), 4.0)  # a square: x and y to one scale
     middle_2 = (low_2 + high_2) / 2
     (x0, y0), (x1, y1) = middle_2 - reach, middle_2 + reach
     inside_N2 = np.clip(points_N2[known], [x0, y0], [x1, y1])

@@ -160,5 +160,7 @@
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
-  follow(location.hash.startsWith("#sheet-"));
+  follow(false);
+  // The browser goes to the link of that name once all is loaded; the clips are what was asked for.
+  addEventListener("load", () => setTimeout(() => follow(true)));
 })();

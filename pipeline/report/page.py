@@ -20,7 +20,7 @@ from lipprep.pipeline.plan import Chunk, Layout, stages_of, survey
 from lipprep.pipeline.report import facts
 from lipprep.pipeline.report.charts import PARTS, bar, heat, histogram
 from lipprep.pipeline.report.gather import FIGURES, Gathered, gather, summaries
-from lipprep.pipeline.report.pictures import FRAMES, draw_landmarks, first_frame, picture_clips, thumbnail
+from lipprep.pipeline.report.pictures import FRAMES, Frames, draw_landmarks, picture_clips, thumbnail
 from lipprep.pipeline.suspicion import Suspect, rank
 from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import replacing
@@ -80,7 +80,8 @@ def look(manifest: Manifest, layout: Layout, wanted: Wanted) -> Found:
 
 def write_page(out: Path | RemotePath, found: Found, *, named: Mapping, workers: int) -> int:
     """Write the page atomically; its size in bytes. `named` are the places as the user called them."""
-    page = render(found, named=named, workers=workers).encode()
+    # A speaker's name may hold half of a surrogate pair, which no file can.
+    page = render(found, named=named, workers=workers).encode("utf-8", "backslashreplace")
     with replacing(out) as file:
         file.write(page)
     return len(page)
@@ -95,7 +96,7 @@ def render(found: Found, *, named: Mapping, workers: int) -> str:
     progress = functools.partial(tqdm, desc="crops", unit="clip")
     pictures = picture_clips(table, gathered.shown, gathered.averaged, progress, workers=workers)
     made = facts.stages(found.chunks, found.wanted)
-    places = _places(gathered)
+    places, frames = _places(gathered), Frames(table)
     script = _part("page.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -118,11 +119,11 @@ def render(found: Found, *, named: Mapping, workers: int) -> str:
         outliers=[sheet for sheet in gathered.sheets if sheet.figure is not None],
         sheet_names={sheet.name for sheet in gathered.sheets},
         choices=_choices(found),
-        failures=_failures(found),
+        failures=_failures(found, frames),
         spreads=[(spread, histogram(spread)) for spread in gathered.spreads],
         centre=gathered.centre,
         heat=gathered.centre and heat(gathered.centre),
-        drawn=_landmarks(found),
+        drawn=_landmarks(found, frames),
         stages=made,
         bars={s.name: bar(s.row["timing"]["parts"], label=f"{s.name}: seconds of work by part") for s in made},
         parts=PARTS,
@@ -220,12 +221,12 @@ class _Failure:
     picture: str | None
 
 
-def _failures(found: Found) -> list[tuple[str, int, list[_Failure]]]:
+def _failures(found: Found, frames: Frames) -> list[tuple[str, int, list[_Failure]]]:
     """Each class of failures that there is, with how many failed by it and some of them; the commonest first."""
     table, shown = found.table, {}
     failed = next((s.rows for s in found.gathered.sheets if s.name == "failed"), ())
     for row in failed:
-        frame = first_frame(table, row)
+        frame = frames(row)
         failure = _Failure(
             row, table.clips[row], table.stages[row], table.messages[row], None if frame is None else thumbnail(frame)
         )
@@ -233,13 +234,13 @@ def _failures(found: Found) -> list[tuple[str, int, list[_Failure]]]:
     return [(kind, count, shown.get(kind, [])) for kind, count in found.gathered.counts.items() if kind in FAILURES]
 
 
-def _landmarks(found: Found) -> list[tuple[Clip, str]]:
+def _landmarks(found: Found, frames: Frames) -> list[tuple[Clip, str]]:
     """First frames with landmarks: of the most suspicious clips and of random ones, in turn."""
     sheets = {s.name: s.rows for s in found.gathered.sheets}
     turns = itertools.zip_longest(sheets.get("random", ())[:_TRIED], sheets.get("suspicious", ())[:_TRIED])
     rows = list(dict.fromkeys(row for pair in turns for row in pair if row is not None))[:_TRIED]
     drawn: list[tuple[Clip, str]] = []
     for row in rows:
-        if len(drawn) < DRAWN and (picture := draw_landmarks(found.table, row)) is not None:
+        if len(drawn) < DRAWN and (picture := draw_landmarks(found.table, frames, row)) is not None:
             drawn.append((found.table.clips[row], picture))
     return drawn

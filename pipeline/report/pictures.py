@@ -194,23 +194,34 @@ def _gray(mean: np.ndarray) -> np.ndarray:
     return np.rint(mean).astype(np.uint8)
 
 
-def first_frame(table: ClipTable, row: int) -> np.ndarray | None:
-    """The first frame (H, W, 3) BGR uint8 of a clip, or of its video; None where none can be decoded.
+class Frames:
+    """The first frames of clips' videos. A store that does not answer is not asked again."""
 
-    Videos that ended a process or took too long are not tried again.
-    """
-    manifest, clip = table.manifest, table.clips[row]
-    path = manifest.root / clip.video
-    if table.kinds[row] in _NOT_AGAIN or not is_file(path):
+    def __init__(self, table: ClipTable) -> None:
+        self._table, self._silent = table, False
+
+    def __call__(self, row: int) -> np.ndarray | None:
+        """The first frame (H, W, 3) BGR uint8 of a clip, or of its video; None where none can be decoded.
+
+        Videos that ended a process or took too long are not tried again.
+        """
+        manifest, clip = self._table.manifest, self._table.clips[row]
+        if self._silent or self._table.kinds[row] in _NOT_AGAIN:
+            return None
+        path = manifest.root / clip.video
+        for first in dict.fromkeys((max(clip.start or 0, 0), 0)):
+            try:
+                if not is_file(path):
+                    return None
+                frames = read_frames(path, fps=manifest.fps, first=first, last=first + 1, color=True)
+                if (frame := next(iter(frames), None)) is not None:
+                    return np.asarray(frame)
+            except RemoteError:
+                self._silent = True
+                return None
+            except Exception:  # whatever the file is, the page is made
+                continue
         return None
-    for first in dict.fromkeys((max(clip.start or 0, 0), 0)):
-        try:
-            frame = next(iter(read_frames(path, fps=manifest.fps, first=first, last=first + 1, color=True)), None)
-        except Exception:  # whatever the file is, the page is made
-            continue
-        if frame is not None:
-            return np.asarray(frame)
-    return None
 
 
 def thumbnail(frame_HWC: np.ndarray) -> str:
@@ -236,21 +247,27 @@ def _points(table: ClipTable, row: int) -> np.ndarray | None:
     return points if points.ndim == 3 and points.shape[1:] == (68, 2) else None
 
 
-def draw_landmarks(table: ClipTable, row: int) -> str | None:
-    """The first frame of a clip with its landmarks; None where either is out of reach."""
-    clip = table.clips[row]
+def draw_landmarks(table: ClipTable, frames: Frames, row: int) -> str | None:
+    """The face in the first frame of a clip, with its landmarks; None where either is out of reach."""
     points = _points(table, row)
-    t = max(0, -(clip.start or 0))  # of a window that begins before its video: the video's first frame
+    t = max(0, -(table.clips[row].start or 0))  # of a window that begins before its video: the video's first frame
     if points is None or t >= len(points) or not np.isfinite(points[t]).all():
         return None
-    if (frame := first_frame(table, row)) is None:
+    if (frame := frames(row)) is None:
         return None
     H, W = frame.shape[:2]
-    picture = cv2.resize(frame, (2 * _WIDE, max(1, round(2 * _WIDE * H / W))), interpolation=cv2.INTER_CUBIC)
-    where = np.clip((points[t] + 0.5) * (2 * _WIDE / W), -1e4, 1e4).round().astype(np.int32)
+    low, high = points[t].min(0), points[t].max(0)
+    reach = 0.85 * max(float((high - low).max()), 8.0)
+    (x0, y0), (x1, y1) = np.clip([(low + high) / 2 - reach, (low + high) / 2 + reach], 0, [W, H]).astype(int)
+    if x1 - x0 < 8 or y1 - y0 < 8:  # landmarks beyond the frame
+        x0, y0, x1, y1 = 0, 0, W, H
+    zoom = 2 * _WIDE / max(x1 - x0, y1 - y0)
+    size = max(1, round((x1 - x0) * zoom)), max(1, round((y1 - y0) * zoom))
+    picture = cv2.resize(frame[y0:y1, x0:x1], size, interpolation=cv2.INTER_CUBIC)
+    where = ((points[t] - [x0, y0] + 0.5) * zoom).clip(-1e4, 1e4).round().astype(np.int32)
     for first, last, closed in _STROKES:
         cv2.polylines(picture, [where[first : last + 1]], closed, (180, 230, 120), 2, cv2.LINE_AA)
     for x, y in where.tolist():
         cv2.circle(picture, (x, y), 4, (255, 255, 255), -1, cv2.LINE_AA)
         cv2.circle(picture, (x, y), 4, (60, 60, 20), 1, cv2.LINE_AA)
-    return uri(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), quality=75)
+    return uri(cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), quality=70)
