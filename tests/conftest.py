@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -13,6 +14,10 @@ import numpy as np
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# torch reads it when it is loaded. Batches this small gain nothing from threads, and lose much where tests share their
+# cores: threads that wait for each other turn in circles.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 sys.path.append(str(Path(__file__).parent))
 pytest_plugins = ["remote", "traps"]

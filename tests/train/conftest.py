@@ -81,19 +81,6 @@ def write_shards(
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from threads, and lose much where tests share their cores."""
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def make_shards():
     """The function `write_shards`."""

@@ -17,21 +17,36 @@ def gaussians(places, size=64):
     return np.stack([np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / 2) for x, y in places]).astype(np.float32)
 
 
-@pytest.fixture
-def weights(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = tmp_path / "hub" / "checkpoints" / WEIGHTS
+def weights_below(folder, monkeypatch):
+    """Where the weights are looked for from now on."""
+    monkeypatch.setenv("TORCH_HOME", str(folder))
+    path = folder / "hub" / "checkpoints" / WEIGHTS
     path.parent.mkdir(parents=True)
     return path
 
 
 @pytest.fixture
-def random_fan(weights):
+def weights(tmp_path, monkeypatch):
+    return weights_below(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def random_network(tmp_path_factory):
+    """The network of the package with random weights, as `Fan` loads it from their file."""
     torch.manual_seed(0)
     network = FAN(4)
     network.l3.bias.data += 3  # untrained, some of its last heat maps are below 0 throughout: no face
-    torch.save(network.state_dict(), weights)
-    return Fan()
+    with pytest.MonkeyPatch.context() as patch:
+        torch.save(network.state_dict(), weights_below(tmp_path_factory.mktemp("fan"), patch))
+        return Fan()._network
+
+
+@pytest.fixture
+def random_fan(weights, random_network):
+    weights.touch()
+    fan = Fan()
+    fan.__dict__["_network"] = random_network
+    return fan
 
 
 def decoded(heatmaps):
