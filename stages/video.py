@@ -52,7 +52,8 @@ _TELLING = {".mp4", ".mov", ".m4v"}
 class VideoInfo:
     """What a video's header says: size in pixels as displayed, frames a second, frames, length in seconds.
 
-    Frames and length are 0 where the header has neither.
+    Frames and length are 0 where the header has neither. `start` is when the first frame is shown, in seconds from
+    where the file begins: with its sound perhaps.
     """
 
     width: int
@@ -60,6 +61,7 @@ class VideoInfo:
     fps: float
     num_frames: int
     duration: float
+    start: float = 0.0
 
 
 def open_video(
@@ -172,7 +174,9 @@ def probe(path: Path | RemotePath) -> VideoInfo:
             duration = (container.duration or 0) / av.time_base
         size = stream.codec_context.width, stream.codec_context.height
         width, height = size[::-1] if turns % 2 else size
-        return VideoInfo(width, height, rate, stream.frames or round(duration * rate), duration)
+        begins = (container.start_time or 0) / av.time_base
+        start = begins if stream.start_time is None else float(stream.start_time * stream.time_base)
+        return VideoInfo(width, height, rate, stream.frames or round(duration * rate), duration, start - begins)
 
 
 def _turns(frame: av.VideoFrame) -> int:

@@ -1,5 +1,6 @@
 """Which words of a video's timings become clips, with an account of every one that does not."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from lipprep.pipeline.sources import FPS, GRID_FRAMES, window
 
 MIN_DURATION = 0.08  # seconds: two frames, the least in which a mouth moves
 MAX_DURATION = GRID_FRAMES / FPS  # seconds: what a clip holds. Beyond it, a pause was often counted in
-_PAST_END = 0.1  # seconds that a word may end after its video: aligners and containers round
-_MOST_BEYOND = 0.1  # share of a file's words beyond the end of the video, above which it is another one's
+_PAST_END = 0.1  # seconds that a word may end after its video, or start before: aligners and containers round
+_MOST_BEYOND = 0.1  # share of a file's words outside the video, above which it is another one's
 _FEW = 4  # words: of fewer nothing is concluded about a file
 _AT_ONCE = 300  # words at one moment, which no file of timings has
 
@@ -25,7 +26,7 @@ DROPPED = {
     "doubtful": "below --min-confidence",
     "doubled": "listed twice",
     "foreign": "in files that are probably another video's",
-    "beyond": "beyond their video's end",
+    "beyond": "outside their video",
     "short": "too short",
     "long": "too long",
     "overlapping": "overlapping another by more than half",
@@ -108,25 +109,27 @@ def choose(
     drop["doubled"] += len(sound) - len(spoken)
     if (letters := script(s.word for s in spoken)) and len(spoken) >= _FEW:
         account.scripts[file] = letters
-    late = sum(s.end > duration + _PAST_END for s in spoken) if duration else 0
+    end = duration or math.inf
+    outside = [s.start < -_PAST_END or not 0 <= s.end <= end + _PAST_END for s in spoken]
+    late = sum(outside)
     if late > max(1, _MOST_BEYOND * len(spoken)):
         drop["foreign"] += len(spoken)
         account.note(
             file,
-            f"{late:,} of its {len(spoken):,} words lie beyond the end of {video} ({duration:.1f} s): it is probably "
+            f"{late:,} of its {len(spoken):,} words lie outside {video} ({duration:.1f} s): it is probably "
             "another video's, and none of its words is taken",
         )
         return []
     kept = []
-    for one in spoken:
-        if late and one.end > duration + _PAST_END:
+    for one, missed in zip(spoken, outside, strict=True):
+        if missed:
             drop["beyond"] += 1
         elif one.end - one.start < choice.min_duration - 1e-6:
             drop["short"] += 1
         elif one.end - one.start > choice.max_duration + 1e-6:
             drop["long"] += 1
         else:
-            kept.append(one)
+            kept.append(msgspec.structs.replace(one, start=max(one.start, 0.0)))
     kept = _apart(kept, file, account)
     if choice.wanted is None:
         return kept

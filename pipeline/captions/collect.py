@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.captions.choose import Account, Choice, Spoken, choose, note_strangers
@@ -12,7 +15,11 @@ from lipprep.pipeline.captions.match import Matches, homes
 from lipprep.pipeline.captions.read import TimingFile, read_timings
 from lipprep.pipeline.captions.timing import Timing
 from lipprep.pipeline.manifest import check_video_path, clip_key
+from lipprep.pipeline.sources import FPS
 from lipprep.stages.remote import RemotePath
+
+if TYPE_CHECKING:
+    from lipprep.stages.video import VideoInfo
 
 _THREADS = 16  # that open videos: headers wait for the disk, or for a store
 _TABLES = 8  # CTM files that are held, as one may have the words of many videos
@@ -73,36 +80,48 @@ def collect(
     tables = lru_cache(_TABLES)(read_timings)
     spoken: list[Spoken] = []
     named: dict[str, str] = {}
-    with contextlib.closing(ahead(matches.timings, partial(_duration, root), threads=_THREADS)) as opened:
+    with contextlib.closing(ahead(matches.timings, partial(_probe, root), threads=_THREADS)) as opened:
         for video, future in tqdm(opened, total=len(matches.timings), desc="timings", unit="video"):
             try:
                 check_video_path(video)
-                duration = future.result()
+                info = future.result()
             except ValueError as error:  # ClipFailure among them
                 account.note(video, str(error))
                 continue
             if (other := named.setdefault(clip_key(video), video)) != video:
                 account.note(video, f"it has the name of {other}, and clips would have one key: rename one of them")
                 continue
-            if not duration:
+            if not info.duration:
                 account.note(video, "its header has no length: words beyond its end are not noticed")
             for file in matches.timings[video]:
                 try:
                     read = (tables if file.lower().endswith(".ctm") else read_timings)(folder / file, tier=tier)
-                    timings = _mine(read, video, file)
+                    timings = _from_first_frame(_mine(read, video, file), info.start)
                 except ValueError as error:
                     account.note(file, str(error))
                     continue
                 if read.fallback:
                     account.note(file, f"read as {read.fallback}, for it is no UTF-8: look whether its words are right")
-                spoken += choose(timings, video=video, file=file, duration=duration, choice=choice, account=account)
+                spoken += choose(
+                    timings, video=video, file=file, duration=info.duration, choice=choice, account=account
+                )
                 account.read += 1
                 break
     note_strangers(account)
     return spoken
 
 
-def _duration(root: Folder, video: str) -> float:
+def _probe(root: Folder, video: str) -> "VideoInfo":
     from lipprep.stages.video import probe
 
-    return probe(root / video).duration
+    return probe(root / video)
+
+
+def _from_first_frame(timings: list[Timing], start: float) -> list[Timing]:
+    """Timings count from where a file begins, frames from the first one, which is shown `start` seconds later."""
+    if abs(start) < 0.5 / FPS:
+        return timings
+    return [
+        said if said.start is None else msgspec.structs.replace(said, start=said.start - start, end=said.end - start)
+        for said in timings
+    ]

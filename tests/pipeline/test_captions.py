@@ -1,8 +1,10 @@
 import itertools
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import msgspec
 import numpy as np
 import pytest
@@ -156,6 +158,26 @@ def test_files_in_another_language_are_told(lipprep, talks):
     notes = listed(lipprep, "--words", ",".join(word for word, _, _ in said))["notes"]
     assert {n["file"] for n in notes} == {"c.ctm"} and "none of its 6 words is asked for" in notes[0]["message"]
     assert listed(lipprep, "--words", "w1x")["notes"] == notes[1:]  # one word may be missing anywhere
+
+
+def test_times_count_from_the_sound_and_frames_from_the_first(lipprep, tmp_path):
+    (tmp_path / "v").mkdir()
+    with av.open("v/a.mp4", "w") as container:
+        picture = container.add_stream("libx264", rate=25)
+        picture.width = picture.height = 16
+        voice = container.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 80_000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(voice.encode(silence))
+        for n in range(75):
+            frame = av.VideoFrame.from_ndarray(np.full((16, 16), 90, np.uint8), format="gray")
+            frame.pts, frame.time_base = n + 25, Fraction(1, 25)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode())
+        container.mux(voice.encode())
+    write(Path("v/a.ctm"), ("early", 0.2, 0.5), *((f"w{n}", 1 + n / 4, 1.2 + n / 4) for n in range(10)))
+    assert listed(lipprep)["dropped"] == {"beyond": 1}
+    assert sorted(c.start for c in made().values())[:2] == [-12, -6]  # of middles at 1.1 s and 1.35 s
 
 
 def test_speakers_and_copies_stay_in_one_split(lipprep, talks):
