@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid models-table clean have-videos have-grid
+.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid bench-report models-table clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -145,6 +145,9 @@ bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost 
 
 bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 50 minutes; ARGS=augment, plateau or models)
 	$(BIN)/python benchmarks/grid.py $(ARGS)
+
+bench-report: $(SETUP)  ## write a report on ten thousand clips, and open its page in Chromium
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 models-table: $(SETUP)  ## write the tables of docs/models.md anew, and time every network for them (minutes)
 	$(BIN)/python benchmarks/models.py $(ARGS)

@@ -34,6 +34,11 @@ class Stage:
     cpus: tuple[str, ...]
 
     @property
+    def begun(self) -> bool:
+        """Whether any of its chunks was made."""
+        return self.row["missing"] < self.row["chunks"]
+
+    @property
     def ok(self) -> int:
         return self.row["clips"].get("ok", 0)
 
@@ -99,7 +104,7 @@ def commands(manifest: Manifest, wanted: Wanted, made: Sequence[Stage], named: M
         return [shlex.join(["lipprep", "shards", *source, *where, *out, *profile, *size, *codec, *listing])]
     lines = [_manifest_command(manifest)]
     names = [stage.name for stage in made]
-    stored = any(s.name == "crops" and s.row["missing"] < s.row["chunks"] for s in made)
+    stored = any(s.name == "crops" and s.begun for s in made)
     if "landmarks" in names:
         detector = _flag("--detector", wanted.detector, default.detector)
         detector += _flag("--archive", wanted.archive, None) + _flag("--persons", wanted.persons, None)

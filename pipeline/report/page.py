@@ -32,6 +32,22 @@ DRAWN = 12  # first frames with landmarks
 _TRIED = 24  # clips that are tried for them
 _LONGEST = 400  # characters of a message
 _USUAL_LENGTH = 1.16  # seconds of a clip, where its length is not known: LRW's
+# What to do about clips of each class of failures, beside what their messages say.
+REMEDIES = {
+    "unreadable": "Copy the file again, or say with --root where the videos are.",
+    "truncated": "Copy the file again: it is whole at its source, or its clips end too late.",
+    "no_video": "Leave it out: it holds no picture.",
+    "no_face": "Where the picture shows a face, try --detector fan; where not, leave the clip out.",
+    "too_short": "Leave it out, or give it a longer window.",
+    "too_long": "Cut it into windows, or pack with --codec npy.",
+    "landmarks_missing": "Add its file to the archive, or find landmarks with --detector mesh.",
+    "landmarks_mismatch": "Find its landmarks again: they are of another video, or of another version of it.",
+    "bad_landmarks": "Add its file to the archive again, or find landmarks with --detector mesh.",
+    "bad_crops": "Make its crops again as its message says, or leave it out.",
+    "error": "Its message says what could not be done; --retry-failed=error tries again.",
+    "crashed": "Look at the file by itself; --retry-failed=crashed tries again.",
+    "timeout": "Give it more time: --clip-timeout SECONDS --retry-failed=timeout.",
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ def render(found: Found, *, named: Mapping, workers: int) -> str:
         version=__version__,
         counts=gathered.counts,
         classes=FAILURES,
+        remedies=REMEDIES,
         sprites=pictures.sprites,
         averages=pictures.averages,
         lost=pictures.lost,

@@ -4,7 +4,7 @@ Of a tar only the crops that are asked for are read. T frames of S pixels are a 
 """
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -116,18 +116,20 @@ def picture_clips(
         strip = _strip(mouth) if row in wanted else None
         return row, strip, mouth.mean(0, dtype=np.float32) if row in meant else None
 
-    with ThreadPoolExecutor(REQUESTS if remote else workers) as threads, progress(total=len(rows)) as bar:
+    def results() -> Iterator:
         for start in range(0, len(rows), _BLOCK):  # not all at once: what is done would wait in memory
-            for made in threads.map(work, rows[start : start + _BLOCK]):
-                bar.update()
-                if made is None:
-                    lost += 1
-                    continue
-                row, strip, mean = made
-                if strip is not None:
-                    strips[row] = strip
-                if mean is not None:
-                    means.add(table.clips[row].label, mean)
+            yield from threads.map(work, rows[start : start + _BLOCK])
+
+    with ThreadPoolExecutor(REQUESTS if remote else workers) as threads:
+        for made in progress(results(), total=len(rows)) if rows else ():
+            if made is None:
+                lost += 1
+                continue
+            row, strip, mean = made
+            if strip is not None:
+                strips[row] = strip
+            if mean is not None:
+                means.add(table.clips[row].label, mean)
         sprites = _sprites({row: strips[row] for row in shown if row in strips}, threads)
     return Pictures(sprites, means.pictures(), lost)
 

@@ -159,8 +159,8 @@ def test_whatever_words_and_speakers_are_called_is_escaped(plain, lipprep):
 def test_what_is_not_there_yet_is_said(plain, lipprep):
     plain(["A", "B"])
     for command, said in (
-        (None, "2 clips of 2 words were planned: 0 are done, 2 are still to be made"),
-        (("crops", *BOX), "2 are done, none failed"),
+        (None, "2 clips were planned: 0 are done, 2 are still to be made"),
+        (("crops", *BOX), "2 are done as far as crops, none failed"),
     ):
         if command:
             lipprep(*command)
