@@ -118,10 +118,10 @@
 
   const dialog = find("detail");
   const still = matchMedia("(prefers-reduced-motion: reduce)");
-  grid.addEventListener("click", (event) => {
-    const tile = event.target.closest(".tile");
-    if (!tile) return;
-    const card = tile.closest(".card"), big = find("detail-tile"), film = find("detail-strip");
+  let current = null;
+  const detail = (card) => {
+    current = card;
+    const tile = card.querySelector(".tile"), big = find("detail-tile"), film = find("detail-strip");
     const { key, word, speaker, split, kind, video } = card.dataset;
     big.className = tile.className;
     big.style.cssText = tile.style.cssText;
@@ -156,8 +156,29 @@
       what.textContent = value;
       return [name, what];
     }));
-    dialog.showModal();
+    const [before, after] = beside(card);
+    find("previous").disabled = !before;
+    find("next").disabled = !after;
+    if (!dialog.open) dialog.showModal();
+  };
+  const beside = (card) => { // the cards before and after, as they are shown
+    const shown = [...grid.querySelectorAll(".card")], at = shown.indexOf(card);
+    return [shown[at - 1], shown[at + 1]];
+  };
+  const step = (n) => {
+    const other = beside(current)[n];
+    if (other) detail(other);
+  };
+  grid.addEventListener("click", (event) => {
+    if (event.target.closest(".tile")) detail(event.target.closest(".card"));
   });
+  find("previous").addEventListener("click", () => step(0));
+  find("next").addEventListener("click", () => step(1));
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowLeft") step(0);
+    else if (event.key === "ArrowRight") step(1);
+  });
+  dialog.addEventListener("close", () => current.querySelector(".tile").focus());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
   follow(false);

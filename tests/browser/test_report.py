@@ -119,7 +119,7 @@ def test_crops_play_on_hover_and_focus_unless_less_motion_is_asked_for(page, rep
     later = "e => { e.getAnimations()[0].currentTime = 250; return getComputedStyle(e).backgroundPositionX }"
     assert tile.evaluate(later).startswith("-")  # another frame
     page.mouse.move(0, 0)
-    page.locator("#clear").focus()
+    page.get_by_role("link", name="Skip the clips").focus()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.matches('.tile')")
     assert page.locator(":focus").evaluate(playing) == "play"
@@ -141,6 +141,11 @@ def test_the_keyboard_reaches_and_works_everything(page, report):
     detail = page.get_by_role("dialog")
     assert detail.is_visible() and key in detail.inner_text() and "Clip length" in detail.inner_text()
     assert detail.locator(".film .tile").count() == 12
+    page.keyboard.press("ArrowRight")
+    later = page.locator("#detail-key").inner_text()
+    assert later == visible(page)[1] != key
+    page.get_by_role("button", name="Previous").click()
+    assert page.locator("#detail-key").inner_text() == key and page.locator("#previous").is_disabled()
     page.keyboard.press("Escape")
     assert not detail.is_visible()
     assert page.evaluate("document.activeElement.closest('.card').dataset.key") == key
