@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import tempfile
+from functools import partial
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,16 +92,17 @@ def serve(reader: "Reader", listening: socket.socket, *, name: str) -> None:
 def _page(reader: "Reader", name: str) -> "gradio.Blocks":
     import gradio
 
-    def read(path: str | None) -> tuple[None, str]:
+    def read(path: str | None, name: str | None = None) -> tuple[None, str]:
         from lipprep.train.app_page import problem, show
 
         if path is None:
             return None, ""
         video = Path(path)
+        name = name or video.name
         try:
-            return None, show(reader, video, name=video.name)
+            return None, show(reader, video, name=name)
         except (ValueError, OSError) as error:
-            return None, problem(video.name, str(error).replace(str(video), "it"))
+            return None, problem(name, str(error).replace(str(video), "it"))
         finally:
             video.unlink(missing_ok=True)
 
@@ -119,8 +121,10 @@ def _page(reader: "Reader", name: str) -> "gradio.Blocks":
                     camera.preprocess = lambda payload: payload and payload.path
             with gradio.Column(scale=5, min_width=280):
                 shown = gradio.HTML(_EMPTY, apply_default_css=False)
-        for source, event in ((file, file.upload), (camera, camera.stop_recording)):
-            event(read, source, [source, shown], api_visibility="private")
+        one_at_a_time = {"concurrency_id": "reader", "api_visibility": "private"}
+        file.upload(read, file, [file, shown], **one_at_a_time)
+        recorded = partial(read, name="Your recording")
+        camera.stop_recording(recorded, camera, [camera, shown], **one_at_a_time)
     return page
 
 
@@ -131,7 +135,7 @@ soon as it is read.</p></header>
 """
 _EMPTY = "<p class='empty'>Drop a video: the face, what the network sees of it and the words come here.</p>"
 _CSS = """
-.gradio-container { max-width: 80rem !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 80rem !important; margin: 0 auto !important; }
 .top h1 { font-size: 1.6rem; font-weight: 600; margin: 0; }
 .top p, .empty, .reading figcaption, .reading caption, .reading dt, .reading thead, .unsure { opacity: 0.75; }
 .top p { max-width: 44rem; margin: 0.25rem 0 0; }

@@ -60,8 +60,8 @@ def show(reader: Reader, video: Path, *, name: str) -> str:
 
 def problem(name: str, reason: str) -> str:
     """The HTML of a message: why nothing was read in the video called `name`."""
-    heading = f"<h2>{escape(printable(name))}</h2>"
-    return f"<section class='reading problem' role='alert'>{heading}<p>{escape(printable(reason))}</p></section>"
+    message = f"<h2>{escape(printable(name))}</h2><p>It was not read: {escape(printable(reason))}.</p>"
+    return f"<section class='reading problem' role='alert'>{message}</section>"
 
 
 def animation(images_TSS: np.ndarray, fps: float) -> bytes:

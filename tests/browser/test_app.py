@@ -176,10 +176,27 @@ def test_what_cannot_be_read_says_why_on_the_page(page, url, clip, make_video, t
     }
     for name, reason in reasons.items():
         shown = drop(page, tmp_path / name)
-        assert reason in shown.get_by_role("paragraph").inner_text()
+        assert shown.get_by_role("paragraph").inner_text().startswith(f"It was not read: {reason}")
         assert str(temporary) not in shown.inner_text()
     drop(page, clip).locator(".answer").wait_for()  # and the page goes on
     assert not [path for path in temporary.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_a_recording_of_the_camera_is_read(page, url):
+    page.context.grant_permissions(["camera"])
+    page.goto(url)
+    page.get_by_role("tab", name="Camera").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.get_by_title("start recording").click()
+    page.wait_for_function("start => document.querySelector('video').currentTime > start + 4", arg=now(page))
+    page.get_by_title("stop recording").click()
+    problem = page.locator("section.problem")
+    assert problem.get_by_role("heading").inner_text() == "Your recording"
+    assert "no face was found" in problem.get_by_role("paragraph").inner_text()  # so it was decoded
+
+
+def now(page) -> float:
+    return page.evaluate("document.querySelector('video').currentTime")
 
 
 def test_a_phone_shows_the_whole_page(page, url, clip):
