@@ -143,6 +143,9 @@ bench-train: $(SETUP)  ## loading, training and evaluation against what people d
 bench-landmarks: $(SETUP)  ## cheaper ways to the landmarks, and what they cost (LIPPREP_GRID: on real videos too)
 	$(BIN)/python benchmarks/landmarks.py $(ARGS)
 
+bench-predict: $(SETUP)  ## time lipprep predict on ten seconds of 720p, beside real time (a minute)
+	$(BIN)/python benchmarks/predict.py $(ARGS)
+
 bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 50 minutes; ARGS=augment, plateau or models)
 	$(BIN)/python benchmarks/grid.py $(ARGS)
 

@@ -29,6 +29,7 @@ TARGETS = {
     "bench-scale": "benchmarks/scale.py",
     "bench-train": "benchmarks/training.py",
     "bench-landmarks": "benchmarks/landmarks.py",
+    "bench-predict": "benchmarks/predict.py",
     "bench-grid": "benchmarks/grid.py",
     "models-table": "benchmarks/models.py",
     "clean": "rm -rf build",
@@ -68,7 +69,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-browser", "test-cluster", "test-real", "chaos", "lint", "format",
-        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-grid",
+        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-predict",
+        "bench-grid",
         "bench-report", "models-table", "clean",
     ]  # fmt: skip
 
