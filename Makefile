@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-grid bench-report models-table clean have-videos have-grid
+.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-predict bench-grid bench-report models-table clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
