@@ -53,7 +53,8 @@ def draw_timeline(
         bars.tick_params(labelsize=8)
         _draw_mouths(strip, reading, begin, end, fps=fps)
         strip.tick_params(labelsize=8)
-    strip.set_xlabel("seconds", fontsize=8)
+    unknown = f"     gray: unknown, less than {100 * threshold:.0f} % likely" if threshold else ""
+    strip.set_xlabel(f"seconds{unknown}", fontsize=8)
     with replacing(path) as file:
         figure.savefig(file, format="png")
 
