@@ -26,6 +26,7 @@ from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import replacing
 from lipprep.stages.failures import FAILURES
 from lipprep.stages.remote import RemotePath
+from lipprep.stages.store import masked
 from lipprep.stages.untrusted import printable
 
 DRAWN = 12  # first frames with landmarks
@@ -117,7 +118,7 @@ def render(found: Found, *, named: Mapping, workers: int) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "number": _number,
-        "printable": printable,
+        "printable": _legible,
         "short": _short,
         "printable_lines": _printable_lines,
     }
@@ -147,7 +148,7 @@ def render(found: Found, *, named: Mapping, workers: int) -> str:
         manifest_sha256=facts.manifest_digest(found.manifest),
         plan=facts.plan_lines(found.wanted),
         pretty=facts.pretty,
-        commands=[printable(line) for line in facts.commands(found.manifest, found.wanted, made, named)],
+        commands=[_legible(line) for line in facts.commands(found.manifest, found.wanted, made, named)],
         script=Markup(script),  # this and the style are the package's own
         style=Markup(_part("page.css")),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -168,7 +169,12 @@ def _short(text: str) -> str:
 
 
 def _printable_lines(text: str) -> str:
-    return "\n".join(map(printable, text.splitlines()))
+    return "\n".join(map(_legible, text.splitlines()))
+
+
+def _legible(text: object) -> str:
+    """Text without anything that is invisible or, as passwords in URLs, not for others' eyes."""
+    return printable(masked(str(text)))
 
 
 def _places(gathered: Gathered) -> dict[int, list[str]]:

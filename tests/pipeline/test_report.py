@@ -176,15 +176,28 @@ def test_what_is_not_there_yet_is_said(plain, lipprep):
     assert "crops of 1 clips could not be read" in page.text
 
 
-@pytest.mark.cluster
-def test_crops_of_files_and_shards_in_a_store_are_shown(lipprep, bucket):
+def test_crops_of_files_are_shown(lipprep):
     for n, word in enumerate(("ONE", "ONE", "TWO")):
         path = Path(f"crops/{word}/train/{word}_{n:05d}.npy")
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(n).integers(0, 255, (4, 88, 88), np.uint8))
-    out = bucket / "shards"
-    lipprep("shards", "--from-crops", "crops", "--profile", "lrw2021", "-j", 1, "--engine", "serial", "-o", out)
-    lipprep("report", "--shards", out)
+    lipprep("shards", "--from-crops", "crops", "--profile", "lrw2021", "-j", 1, "--engine", "serial")
+    lipprep("report")
     page = Page(Path("report.html"))
     check(page)
     assert len(page.cards("random")) == 3 and "strip s0" in page.html and "--from-crops" in page.text
+
+
+@pytest.mark.cluster
+def test_videos_work_shards_and_the_page_itself_may_be_in_a_store(lipprep, plain, bucket):
+    videos = plain(["A", "B", "C"])
+    (videos / "clip1.mp4").write_bytes(b"none")
+    for video in videos.iterdir():
+        (bucket / "videos" / video.name).upload(video)
+    root, work, shards = ("--root", bucket / "videos"), ("-w", bucket / "work"), bucket / "shards"
+    lipprep("shards", *root, *work, "-o", shards, *BOX)
+    lipprep("report", *root, *work, "--shards", shards, "-o", bucket / "report.html")
+    Path("r.html").write_bytes((bucket / "report.html").read_bytes())
+    page = Page(Path("r.html"))
+    check(page)
+    assert len(page.cards("random")) == 2 and len(page.cards("failed")) == 1 and "strip s0" in page.html
