@@ -169,7 +169,7 @@ def _about(reader: "Reader") -> str:
     if reader.temperature is None:
         told = "Confidences are not calibrated on validation clips: the network may be surer than it is right."
     else:
-        told = f"Confidences are calibrated on the validation clips of training (temperature {reader.temperature:.2f})."
+        told = f"Confidences are calibrated, on clips of one known word (temperature {reader.temperature:.2f})."
     if reader.threshold:
         told += f" Below {100 * reader.threshold:.1f} % a word counts as unknown: -"
     return told

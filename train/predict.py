@@ -30,7 +30,7 @@ from lipprep.stages.landmarks.faces import FaceTrack, track_faces
 from lipprep.stages.landmarks.tiles import Tiles
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
-from lipprep.stages.video import read_frames
+from lipprep.stages.video import SoundFrames, read_frames
 from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
@@ -146,14 +146,26 @@ class Reader:
         the face is seen in less than half of its frames. Crops of every `mouth_every`-th frame are kept, of 0 none.
         The video is decoded twice, and its frames go through `watched`, a progress bar for example.
 
-        Raises ClipFailure where the video cannot be read or shows no face, and RemoteError as its store does.
+        A video that ends before it should, or is damaged, is read up to there, with a warning. Raises ClipFailure where
+        nothing can be read or no face is shown, and RemoteError as its store does.
         """
         if isinstance(video, RemotePath):
             video = HeldPath(video)  # which is read more than once
-        tracks = self._tracks(watched(read_frames(video, fps=self.fps)), video, all_faces=all_faces)
+        sound = SoundFrames(read_frames(video, fps=self.fps))
+        tracks = self._tracks(watched(sound), all_faces=all_faces)
+        if sound.failure is not None and not tracks:
+            raise sound.failure
+        if not tracks:
+            raise ClipFailure(
+                "no_face",
+                f"no face was found in {printable(video)}: one must be seen from the front, upright, and be no smaller "
+                "than a 25th of the picture's larger side",
+            )
+        if sound.failure is not None:
+            warn(f"{sound.failure}. It is read up to there")
         S, kept = self.crop.crop_size, mouth_every or sys.maxsize
         faces = [_Face(t, kept, np.zeros((-(-len(t.points_TKD) // kept), S, S), np.uint8)) for t in tracks]
-        frames = watched(read_frames(video, fps=self.fps, color=self.crop.exact))
+        frames = watched(SoundFrames(read_frames(video, fps=self.fps, color=self.crop.exact)))
         for some in _in_rows(self._cut(frames, tracks, step, video)):
             read = self.words_of([mouth_TSS for _, mouth_TSS in some], count=count)
             for (job, mouth_TSS), words in zip(some, read, strict=True):
@@ -204,21 +216,14 @@ class Reader:
         """Whether the likeliest of `words` is likely enough."""
         return self.threshold is None or words[0][1] >= self.threshold
 
-    def _tracks(self, frames: Iterable, video: Path | RemotePath, *, all_faces: bool) -> list[FaceTrack]:
-        if not self.crop.needs_landmarks:
-            return [FaceTrack(0, np.full((sum(1 for _ in frames), 68, 2), np.nan, np.float32))]
-        if all_faces:
-            tracks = track_faces(frames, self.detector)
-        else:
+    def _tracks(self, frames: Iterable, *, all_faces: bool) -> list[FaceTrack]:
+        if all_faces and self.crop.needs_landmarks:
+            return track_faces(frames, self.detector)
+        if self.crop.needs_landmarks:
             points_TKD = track(frames, Tiles(self.detector)).points
-            tracks = [FaceTrack(0, points_TKD)] if np.isfinite(points_TKD).any() else []
-        if not tracks:
-            raise ClipFailure(
-                "no_face",
-                f"no face was found in {printable(video)}: one must be seen from the front, upright, and be no smaller "
-                "than a 25th of the picture's larger side",
-            )
-        return tracks
+            return [FaceTrack(0, points_TKD)] if np.isfinite(points_TKD).any() else []
+        count = sum(1 for _ in frames)
+        return [FaceTrack(0, np.full((count, 68, 2), np.nan, np.float32))] if count else []
 
     def _cut(
         self, frames: Iterable, tracks: list[FaceTrack], step: int, video: Path | RemotePath

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.failures import ClipFailure
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.video import open_video, read_frames
+from lipprep.stages.untrusted import printable
+from lipprep.stages.video import SoundFrames, open_video, read_frames
 from lipprep.train.metrics import warn
 from lipprep.train.predict import FaceReading
 from lipprep.train.utterances import Utterance, utterances
@@ -65,7 +67,7 @@ def write_video(
         container, pictures = open_video(video)
         stack.enter_context(container)
         stream, sound = None, None
-        for number, frame in enumerate(watched(read_frames(video, fps=fps, color=True))):
+        for number, frame in enumerate(watched(SoundFrames(read_frames(video, fps=fps, color=True)))):
             if stream is None:  # players take the first stream for the pictures
                 stream, sound = _new_stream(out, frame, fps), _Sound(container, pictures, out)
             sound.copy(number / fps)
@@ -75,7 +77,8 @@ def write_video(
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="bgr24")
             picture.pts = number
             out.mux(stream.encode(picture))
-        assert stream is not None and sound is not None  # a video without frames is a ClipFailure
+        if stream is None or sound is None:
+            raise ClipFailure("unreadable", f"{printable(video)} has no frames any more")
         out.mux(stream.encode(None))
         sound.copy(None)
 

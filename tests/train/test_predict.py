@@ -229,6 +229,15 @@ def test_what_cannot_be_read_says_why(reader, tmp_path):
             reader.read_video(tmp_path / name)
 
 
+def test_what_is_sound_of_a_damaged_video_is_read(reader, face, tmp_path, capsys):
+    whole = write_video(tmp_path / "whole.mkv", [np.roll(face, t // 8, axis=1) for t in range(60)]).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 3 // 4])
+    (reading,) = reader.read_video(tmp_path / "cut.mkv")
+    assert 0 < len(reading.points_TKD) < 60 and reading.windows[-1].stop == len(reading.points_TKD)
+    err = capsys.readouterr().err
+    assert "cut.mkv" in err and "It is read up to there" in err
+
+
 def test_folders_stand_for_the_videos_below_them(tmp_path):
     for name in ("b/2.MP4", "b/1.mpg", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
