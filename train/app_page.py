@@ -154,8 +154,12 @@ def _faces_figure(reader: Reader, video: Path, faces: Sequence[FaceReading]) -> 
     frames = islice(read_frames(video, fps=reader.fps, color=True), round(SHOWN_SECONDS * reader.fps))
     source = _inside(faces_video(frames, faces, reader.fps), "video/mp4")
     caption = (
-        "The face, and the 68 landmarks found in each frame" if len(faces) == 1 else "The faces and their landmarks"
+        "The faces and their landmarks" if len(faces) > 1 else "The face, and the 68 landmarks found in each frame"
     )
+    if not reader.crop.needs_landmarks:
+        caption = "The video"
+    if max(face.start + len(face.points_TKD) for face in faces) > SHOWN_SECONDS * reader.fps:
+        caption += f": the first {SHOWN_SECONDS} seconds"
     return (
         f"<figure class='faces'><video src='{source}' autoplay muted loop playsinline controls "
         f"aria-label='{caption}'></video><figcaption>{caption}.</figcaption></figure>"
