@@ -33,9 +33,9 @@ def load_moments(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> No
             raise ValueError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
         try:
             with torch.no_grad():
-                taken[number] = {k: torch.empty_like(weight).copy_(kept[k]) for k in names}
-                if counts:
-                    taken[number]["step"] = kept["step"].to(torch.float32, copy=True)
+                # In torch's order: a run that is gone on with ends in the same bytes.
+                taken[number] = {"step": kept["step"].to(torch.float32, copy=True)} if counts else {}
+                taken[number] |= {k: torch.empty_like(weight).copy_(kept[k]) for k in names}
         except RuntimeError as error:  # tensors of a kind that cannot be copied, as quantized ones
             raise ValueError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
     optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -90,6 +90,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_bit(how, shards, tiny, t
         assert all(torch.equal(a.model[key], b.model[key]) for key in a.model)
         assert (a.step, a.epoch, a.batch, a.best) == (b.step, b.epoch, b.batch, b.best)
         assert a.temperature is not None and (a.temperature, a.threshold) == (b.temperature, b.threshold)
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_a_run_killed_while_it_validates_loses_nothing(shards, tiny, tmp_path, monkeypatch):
