@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,27 +26,29 @@ def free_port() -> int:
 TRAIN = "from lipprep.train.__main__ import run, train\nrun(train, prog_name='python -m lipprep.train')"
 
 
-def start(arguments: list[object], *, world: int, code: str = "", script: str = TRAIN) -> list[subprocess.Popen]:
-    """The processes of one run; `code` is run by each before it trains."""
-    port = str(free_port())
-    script = f"{code}\n{script}"
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={
-                **os.environ,
-                **{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(world)
-    ]
+@pytest.fixture
+def start(python):
+    """Start the processes of one run; `code` is run by each before it trains."""
+
+    def start(arguments: list[object], *, world: int, code: str = "", script: str = TRAIN) -> list:
+        port = str(free_port())
+        return [
+            python(
+                f"{code}\n{script}",
+                arguments,
+                env={
+                    **os.environ,
+                    **{"RANK": str(n), "LOCAL_RANK": str(n), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)},
+                    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+                },
+            )
+            for n in range(world)
+        ]
+
+    return start
 
 
-def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def end(processes: list) -> list[tuple[int, str, str]]:
     told = [process.communicate(timeout=PATIENCE) for process in processes]
     return [(process.returncode, *words) for process, words in zip(processes, told, strict=True)]
 
@@ -57,16 +57,22 @@ def arguments(shards: Path, run: Path, *settings: str) -> list[object]:
     return ["--shards", shards, "--recipe", "compact", "--run", run, "--device", "cpu", *settings]
 
 
-def trained(shards: Path, run: Path, *settings: str, world: int = 1) -> list[dict]:
-    """The lines of metrics of a run."""
-    done = end(start(arguments(shards, run, *settings), world=world))
-    assert [code for code, _, _ in done] == [0] * world, done
-    assert all(not out for _, out, _ in done[1:]) and not any("Warning" in err or "Error" in err for _, _, err in done)
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+@pytest.fixture
+def trained(start):
+    """Train, and give the lines of metrics of the run."""
+
+    def trained(shards: Path, run: Path, *settings: str, world: int = 1) -> list[dict]:
+        done = end(start(arguments(shards, run, *settings), world=world))
+        assert [code for code, _, _ in done] == [0] * world, done
+        assert all(not out for _, out, _ in done[1:])
+        assert not any("Warning" in err or "Error" in err for _, _, err in done)
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    return trained
 
 
 @pytest.mark.parametrize(("world", "synced"), [(2, False), pytest.param(3, True, marks=pytest.mark.cluster)])
-def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, shards, tiny, tmp_path):
+def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, shards, tiny, trained, tmp_path):
     settings = [*tiny, *EXACT, "augment.mixup=0.4", "augment.cutmix=0.5", "augment.erasing=0.3", "clip_norm=5"]
     alone = trained(shards, tmp_path / "a", *settings, f"accumulate={1 if synced else world}")
     together = trained(shards, tmp_path / "b", *settings, f"sync_batchnorm={synced}", world=world)
@@ -82,7 +88,7 @@ def test_several_processes_do_what_one_does_with_the_same_batch(world, synced, s
 
 
 @pytest.mark.cluster
-def test_several_processes_keep_what_is_frozen_and_learn_from_a_teacher(shards, tiny, trained_run, tmp_path):
+def test_several_processes_keep_what_is_frozen_and_learn_from_a_teacher(shards, tiny, trained, trained_run, tmp_path):
     settings = [*tiny, *EXACT, "max_steps=3", f"init_from={trained_run}", f"teacher={trained_run}"]
     settings += ["freeze=[frontend3D,trunk.layer2]", "augment.mixup=0.4", "eval_every=9"]
     alone = trained(shards, tmp_path / "a", *settings, "accumulate=2")
@@ -119,7 +125,7 @@ with join("cpu") as ranks:
 """
 
 
-def test_synchronised_normalisation_has_the_statistics_and_gradients_of_the_whole_batch():
+def test_synchronised_normalisation_has_the_statistics_and_gradients_of_the_whole_batch(start):
     def values(world: int) -> dict[str, list[float]]:
         done = end(start([], world=world, script=NORM))
         assert [code for code, _, _ in done] == [0] * world, done
@@ -132,7 +138,7 @@ def test_synchronised_normalisation_has_the_statistics_and_gradients_of_the_whol
 
 
 @pytest.mark.cluster
-def test_one_that_fails_ends_all_with_its_message_and_the_run_goes_on_to_the_bit(shards, tiny, tmp_path):
+def test_one_that_fails_ends_all_with_its_message_and_the_run_goes_on_to_the_bit(shards, tiny, start, tmp_path):
     settings = [*tiny, *EXACT, "model.head.dropout=0.2", "save_every=2"]
     code = """
 import os
@@ -162,7 +168,7 @@ ShardBatches.read = fails
     assert max(row["top1"] for row in rows if "split" in row) == a.best
 
 
-def test_a_store_that_is_lost_to_one_ends_all(shards, tiny, tmp_path):
+def test_a_store_that_is_lost_to_one_ends_all(shards, tiny, start, tmp_path):
     code = """
 import os
 from lipprep.stages.store import AGAIN, RemoteError
@@ -181,7 +187,7 @@ ShardBatches.read = fails
     assert load_checkpoint(tmp_path / "a" / "last.pt").step == 2
 
 
-def test_what_is_wrong_for_all_is_told_once(shards, tiny, tmp_path):
+def test_what_is_wrong_for_all_is_told_once(shards, tiny, start, tmp_path):
     done = end(start(arguments(shards, tmp_path / "a", *tiny, *EXACT, "batch_size=9"), world=2))
     assert [status for status, _, _ in done] == [1, 1]
     assert "make it a multiple of 2" in done[0][2] and not done[1][2]
@@ -192,7 +198,7 @@ def test_what_is_wrong_for_all_is_told_once(shards, tiny, tmp_path):
     ("where", "message"),
     [("nowhere", "has no index.json"), pytest.param("others", "of rank 1 are others than", marks=pytest.mark.cluster)],
 )
-def test_one_that_has_other_shards_ends_all(where, message, shards, make_shards, tiny, tmp_path):
+def test_one_that_has_other_shards_ends_all(where, message, shards, make_shards, tiny, start, tmp_path):
     if where == "others":
         make_shards(tmp_path / where, splits={"train": [24], "val": [10]}, seed=9)
     code = f"""
@@ -208,7 +214,7 @@ if os.environ["RANK"] == "1":
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.cluster
-def test_a_signal_to_one_saves_and_ends_all(shards, tiny, tmp_path):
+def test_a_signal_to_one_saves_and_ends_all(shards, tiny, start, tmp_path):
     processes = start(arguments(shards, tmp_path / "a", *tiny, *EXACT, "max_steps=5000", "epochs=5000"), world=2)
     metrics = tmp_path / "a" / "metrics.jsonl"
     until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
