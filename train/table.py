@@ -101,12 +101,14 @@ def count(model: Mapping[str, Any], *, size: int = SIZE) -> tuple[int, int, int]
     cuts off always.
     """
     # On the meta device, torch gives no indices where their number depends on values: here every frame is valid.
-    with torch.device("meta"), fx_config.patch(meta_nonzero_assume_all_nonzero=True):
+    with torch.device("meta"), fx_config.patch(meta_nonzero_assume_all_nonzero=True), torch.no_grad():
         network = new_model({**model, "init": "torch"}, num_classes=WORDS)  # which draws nothing there
         recurrent: list[int] = []
         for module in network.modules():
             if isinstance(module, nn.RNNBase):
                 module.forward = partial(_recur, module, recurrent)
+            elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.forward = lambda x: x  # of which nothing is counted, and most of the time would be
         # Two clips: batch normalisation in training wants more than one value.
         clips, lengths = torch.zeros(2, 1, FRAMES, size, size), torch.tensor([FRAMES, FRAMES])
         totals = []
