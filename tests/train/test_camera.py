@@ -78,13 +78,13 @@ def test_a_window_is_read_every_few_frames_as_of_a_video(reader):
 
 def test_the_largest_face_is_read_or_all(reader):
     face = np.ascontiguousarray(data.astronaut()[0:256, 96:352, ::-1])
-    frame = np.full((300, 600, 3), 90, np.uint8)
-    frame[30:222, 10:202], frame[4:260, 300:556] = face[::4, ::4].repeat(3, 0).repeat(3, 1), face
+    frame = np.full((300, 508, 3), 90, np.uint8)
+    frame[30:222, 10:202], frame[4:260, 240:496] = face[::4, ::4].repeat(3, 0).repeat(3, 1), face
     stamped = [(n, frame) for n in range(WINDOW)]
     everyone = dict(read_camera(reader, stamped, all_faces=True))
     assert sorted(everyone) == [0, 1]
     ((number, window),) = read_camera(reader, stamped)
-    stamped = [(n, frame[:, 280:]) for n in range(WINDOW)]
+    stamped = [(n, frame[:, 220:]) for n in range(WINDOW)]
     ((_, alone),) = read_camera(reader, stamped)
     assert dict(window.words) == pytest.approx(dict(everyone[number].words), abs=1e-5)
     assert dict(window.words) == pytest.approx(dict(alone.words), abs=0.05)

@@ -23,7 +23,9 @@ def reading(face, start, T, *, words, known=True):
     return FaceReading(face, start, points, np.full((-(-T // 5), 96, 96), 200, np.uint8), tuple(windows), 5)
 
 
-@pytest.mark.parametrize(("T", "rows", "count"), [(30, 1, 2), (150, 2, 2), (1500, 12, 1)])
+@pytest.mark.parametrize(
+    ("T", "rows", "count"), [(30, 1, 2), (150, 2, 2), pytest.param(1500, 12, 1, marks=pytest.mark.cluster)]
+)
 def test_a_timeline_has_rows_of_ten_seconds_or_more(T, rows, count, tmp_path):
     words = ["wörter", "<b>$_^{", "x"]
     faces = [reading(0, 0, T, words=words), reading(1, 5, T - 5, words=words, known=False)][:count]
