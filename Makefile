@@ -65,7 +65,7 @@ test: $(SETUP)  ## run the tests, on two cores (ARGS=-n0: on one, with what they
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests -m "not browser and not cluster" \
 	  -n 2 --dist worksteal $(ARGS)
 
-# playwright drives the Chromium that is installed; a browser of its own would be a download of its own.
+# playwright drives the Chromium that is installed: one of its own it would have to download.
 test-browser: $(SETUP)  ## run the tests in a real browser, Chromium
 	@test -n "$$PLAYWRIGHT_CHROMIUM" || { \
 	  command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { \
