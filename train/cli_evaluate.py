@@ -122,7 +122,7 @@ def _confidence(figures: dict, about: dict) -> list[str]:
     """What there is to say of the confidence of a reader, or of an ensemble, which `about` is of."""
     error = f"calibration error (ECE) {_percent(figures['ece'])}"
     if "ece_calibrated" not in figures:
-        return [f"{error}, not calibrated: {'each member' if 'members' in about else 'it'} can be, by --calibrate"]
+        return [f"{error}, not calibrated: --split val --calibrate does that{', by member' * ('members' in about)}"]
     if "members" in about:
         return [f"{error}, {_percent(figures['ece_calibrated'])} with the members' temperatures"]
     kept = _percent(figures["kept"])
