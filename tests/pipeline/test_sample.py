@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lipprep.pipeline import pool, sample
 from lipprep.pipeline.sample import WORDS, make_sample, word_track, write_clip
 from lipprep.pipeline.sources import lrw, lrw_duration
 from lipprep.pipeline.talker import LOOKS, VISEMES, mouth_points, portrait, speak
@@ -20,16 +22,32 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+FEW = ("ABOUT", "VOICE", "WOMEN")
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
+    """A corpus of a few of the words."""
     folder = tmp_path_factory.mktemp("sample")
-    assert make_sample(folder, clips=30, seed=1, workers=2) == 30
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "WORDS", {word: WORDS[word] for word in FEW})
+        patch.setattr(sample, "MIN_CLIPS", 9)
+        assert make_sample(folder, clips=9, seed=1, workers=2) == 9
     return folder
+
+
+@pytest.mark.parametrize("clips", [30, 47])
+def test_every_split_has_every_word(clips, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(pool, "pool", lambda workers: contextlib.nullcontext())
+    monkeypatch.setattr(pool, "run_all", lambda _, write, jobs, *, ahead: written.extend(jobs) or ())
+    assert make_sample(tmp_path, clips=clips) == clips == len(set(written))
+    assert {(word, split) for word, split, _ in written} == {(w, s) for w in WORDS for s in ("train", "val", "test")}
 
 
 def test_the_corpus_is_lrw_shaped(corpus):
     rows = list(lrw(corpus))
-    assert {(r.word, r.split) for r in rows} == {(w, s) for w in WORDS for s in ("train", "val", "test")}
+    assert {(r.word, r.split) for r in rows} == {(w, s) for w in FEW for s in ("train", "val", "test")}
     for row in rows:
         assert 0.3 <= row.duration <= 0.65
         info = probe(corpus / row.video)

@@ -36,7 +36,7 @@ def test_the_term_is_the_divergence_from_the_teacher_at_a_temperature():
 
 
 def test_a_student_is_of_the_next_generation_and_says_what_it_learns(shards, tiny, trained_run, tmp_path):
-    settings = [*tiny, "max_steps=4", "model.head.channels=16", "augment.mixup=0.4"]  # not of its teacher's form
+    settings = [*tiny, "max_steps=2", "model.head.channels=16", "augment.mixup=0.4"]  # not of its teacher's form
     train(load_recipe("compact", settings), shards=shards, run=tmp_path / "alone", device="cpu")
     teacher = trained_run
     for generation, weight in ((1, 1.0), (2, 0.5)):

@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from pyarrow import parquet
+from traps import PATIENCE
 
 from lipprep.cli import main
 from lipprep.stages.crop import Window, crop_clips
@@ -255,7 +255,7 @@ def test_features_of_another_checkpoint_are_not_mixed_with_these(shards, trained
     assert "holds files of another kind" in call(*again, "--replace", code=1).output
 
 
-def test_a_killed_run_leaves_whole_files_alone_and_is_gone_on_with(shards, trained_run, tmp_path):
+def test_a_killed_run_leaves_whole_files_alone_and_is_gone_on_with(shards, trained_run, python, tmp_path):
     code = (
         "import os, signal, sys\nfrom lipprep.train import embed_files\nfrom lipprep.cli import main\n"
         "savez, count = embed_files.np.savez, 0\n"
@@ -265,8 +265,9 @@ def test_a_killed_run_leaves_whole_files_alone_and_is_gone_on_with(shards, train
         "embed_files.np.savez = dying\nmain(sys.argv[1:])"
     )
     args = ["embed", shards, "--checkpoint", trained_run, "-o", tmp_path, "--split", "test", "--device", "cpu"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = python(code, args, env=os.environ)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == -signal.SIGKILL, err
     assert len(list(tmp_path.rglob(".*.npz.*.tmp"))) == 1
     told = embed_shards(trained_run, shards, out=tmp_path, splits=["test"], device="cpu")
     assert (told["clips"], told["present"]) == (11, 3)

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from traps import PATIENCE
 
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.shard.reader import read_samples
@@ -169,12 +170,12 @@ def test_what_stands_in_for_a_damaged_clip_is_the_same_whoever_reads_it(shards, 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_a_signal_to_all_leaves_readers_to_the_main_process():
+def test_a_signal_to_all_leaves_readers_to_the_main_process(python):
     script = "import os, signal; from lipprep.train.loader import _begin; _begin(0)\n"
     signals = "os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('alive', flush=True)\n"
     again = "os.kill(os.getpid(), signal.SIGTERM); print('still')"
-    done = subprocess.run([sys.executable, "-c", script + signals + again], capture_output=True, text=True, check=False)
-    assert done.stdout == "alive\n" and done.returncode == -signal.SIGTERM
+    process = python(script + signals + again, [], env=os.environ)
+    assert process.communicate(timeout=PATIENCE)[0] == "alive\n" and process.returncode == -signal.SIGTERM
 
 
 READS = """
@@ -237,13 +238,14 @@ def test_a_folder_whose_name_is_too_long_to_meet_in_is_named(shards, monkeypatch
     assert "PYTHONSAFEPATH" not in os.environ
 
 
-def test_a_run_that_fails_does_not_wait_for_its_readers(shards, tmp_path):
+def test_a_run_that_fails_does_not_wait_for_its_readers(shards, python, tmp_path):
     folder = shutil.copytree(shards, tmp_path / "shards")
     start = load_index(folder).offsets["train-0001.tar"][4]
     with (folder / "train-0001.tar").open("rb+") as file:
         file.seek(int(start) + 512)
         file.write(bytes(200))
-    command = [sys.executable, "-m", "lipprep", "train", "--recipe", "compact", "--device", "cpu", "--shards", folder]
+    command = ["train", "--recipe", "compact", "--device", "cpu", "--shards", folder]
     settings = ["--run", tmp_path / "r", "workers=2", "epochs=1", "batch_size=8"]
-    done = subprocess.run([*command, *settings], capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 1 and "train-0001.tar is damaged" in done.stderr
+    process = python("from lipprep.cli import program\nprogram()", [*command, *settings], env=os.environ)
+    _, err = process.communicate(timeout=4 * PATIENCE)
+    assert process.returncode == 1 and "train-0001.tar is damaged" in err
