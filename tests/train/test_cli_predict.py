@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from lipprep.cli import main
 from lipprep.train import camera
+from lipprep.train.predict import WindowReading
 
 
 def call(*args, code: int = 0):
@@ -126,23 +127,46 @@ def test_a_phone_held_upright_at_a_rate_that_varies_in_4k(model, portrait, tmp_p
 _PLAIN, _TURNED = (1, 0, 0, 0, 1, 0, 0, 0), (0, 1, 0, -1, 0, 0, 0, 0)
 
 
-def test_a_camera_prints_words_as_they_come(model, portrait, monkeypatch):
-    class Filmed:
-        shown = 0
+class Filmed:
+    """A camera that shows one picture 40 times."""
 
-        def read(self):
-            self.shown += 1
-            return self.shown <= 40, portrait
+    def __init__(self, picture):
+        self.picture, self.shown, self.released = picture, 0, False
 
-        def release(self):
-            self.shown = 99
+    def read(self):
+        self.shown += 1
+        return self.shown <= 40, self.picture
 
-    filmed = Filmed()
+    def release(self):
+        self.released = True
+
+
+@pytest.fixture
+def filmed(portrait, monkeypatch):
+    filmed, frames = Filmed(portrait), camera.camera_frames
     monkeypatch.setattr(camera, "open_camera", lambda number: filmed)
-    frames = camera.camera_frames
-    monkeypatch.setattr(
-        camera, "camera_frames", lambda *args, **more: frames(*args, **more, clock=lambda: filmed.shown / 25)
-    )
+    clock = {"clock": lambda: filmed.shown / 25}
+    monkeypatch.setattr(camera, "camera_frames", lambda *args, **more: frames(*args, **more, **clock))
+    return filmed
+
+
+def test_a_camera_prints_words_as_they_come(model, filmed):
     lines = [json.loads(line) for line in call("--camera", 2, *model, "--json").stdout.splitlines()]
     assert [(line["video"], line["from"]) for line in lines] == [("camera 2", start) for start in (0, 0.2, 0.4)]
-    assert filmed.shown == 99
+    assert filmed.released
+
+
+def test_ctrl_c_ends_a_camera(model, filmed, monkeypatch):
+    def pressed(reader, frames, **how):
+        next(frames)
+        yield 0, WindowReading(0, 29, (("up", 0.9), ("down", 0.1)), True)
+        yield 0, WindowReading(5, 34, (("up", 0.8), ("down", 0.2)), True)
+        yield 1, WindowReading(5, 34, (("down", 0.3),), False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(camera, "read_camera", pressed)
+    assert call("--camera", 0, *model).stdout.splitlines()[1:] == [
+        "      0.00     1.16   90.0 %  up        (down 10.0)",  # and again, which is not told
+        "  face 1     0.20     1.36   30.0 %  -         (down 30.0)",
+    ]
+    assert filmed.released

@@ -16,6 +16,7 @@ from lipprep.train import predict
 from lipprep.train.augment import eval_batch
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
 from lipprep.train.predict import WINDOW, load_reader
+from lipprep.train.subtitles import write_video as write_video_read
 from lipprep.train.videos import find_videos
 
 
@@ -255,7 +256,10 @@ def test_videos_of_a_store_are_read_as_those_of_a_disk(bucket, reader, face, tmp
         (bucket / name).upload(video)
     found = find_videos([bucket / "r", bucket / "r/a.txt"])
     assert found == [bucket / "r/1.mp4", bucket / "r/b/2.MP4", bucket / "r/a.txt"]
-    assert reader.read_video(found[0])[0].windows == reader.read_video(video)[0].windows
+    (reading,) = reader.read_video(found[0])
+    assert reading.windows == reader.read_video(video)[0].windows
+    write_video_read(found[0], [reading], tmp_path / "o.mp4", fps=25)
+    assert len(list(read_frames(tmp_path / "o.mp4"))) == 5
     with pytest.raises(ClipFailure, match=r"s3://.*/none\.mp4 is no file"):
         reader.read_video(bucket / "none.mp4")
     with pytest.raises(ValueError, match="no videos"):
