@@ -122,7 +122,8 @@ def predict(
             failed = True
             if as_json:
                 click.echo(json.dumps({"video": str(path), "error": str(error)}))
-            tqdm.write(f"{printable(path)}: {printable(error)}", file=sys.stderr)
+            named = "" if str(path) in str(error) else f"{printable(path)}: "
+            tqdm.write(f"{named}{printable(error)}", file=sys.stderr)
             continue
         for line in _json_lines(path, readings, reader) if as_json else _table(path, readings, reader):
             tqdm.write(line)
