@@ -2,7 +2,7 @@
 
 Detectors stand behind one small interface (`Detector`): `mesh` is inside the package, `fan` and `dlib` need
 weights of other people. `track` follows one face through a clip with any of them, `track_clips` through many clips
-at once; `read_archive` reads the landmark files of the field instead.
+at once, and `faces.track_faces` all faces of a video; `read_archive` reads the landmark files of the field instead.
 """
 
 from lipprep.stages.landmarks.batch import BatchDetector, track_clips

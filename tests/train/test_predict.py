@@ -133,6 +133,13 @@ def test_faces_have_readings_of_their_own_the_largest_first(reader, face, tmp_pa
     np.testing.assert_allclose(only.points_TKD, large.points_TKD, atol=2)
 
 
+def test_a_face_that_is_small_in_its_frame_is_read(reader, face, tmp_path):
+    frame = np.full((720, 1280, 3), 90, np.uint8)
+    frame[400:600, 900:1100] = cv2.resize(face, (200, 200), interpolation=cv2.INTER_AREA)
+    (reading,) = reader.read_video(write_video(tmp_path / "v.mp4", [frame] * 2))
+    assert (np.abs(reading.points_TKD - (1000, 500)) < 100).all() and len(reading.windows) == 1
+
+
 def test_no_window_has_a_cut_in_it_or_lacks_the_face(reader, face, tmp_path):
     still, turned = np.full((256, 512, 3), 90, np.uint8), np.full((256, 512, 3), 90, np.uint8)
     still[:, :256], turned[:, 256:] = face, face
