@@ -12,10 +12,10 @@ from lipprep.pipeline.manifest import Clip
 from lipprep.stages.quality import LOOK
 
 MIN_GROUP = 10  # clips of a speaker, from which on they are compared with each other
-CERTAIN = 10  # bits of `motion`: clips that differ in no more are copies, whatever else is known of them
-LIKELY = 32  # the same, of clips whose faces are in one place and look alike; any two differ in 64, more or less
-_NEAR = 1.0  # pixels that mouth and face size of copies differ by in another encoding
-_FACE_ALIKE, _LOOK_ALIKE = 0.4, 0.1  # root mean squares that `face` (pixels) and `look` (deviations) differ by
+CERTAIN = 10  # bits of `motion`: clips that look alike and differ in no more are copies, wherever their faces are
+LIKELY = 32  # the same, of clips with like faces in one place; any two differ in 64, more or less
+_NEAR = 0.5  # pixels that mouth and face size of copies differ by in another encoding
+_FACE_ALIKE, _LOOK_ALIKE = 0.3, 0.07  # root mean squares that `face` (pixels) and `look` (deviations) differ by
 _ALL_PAIRS = 20_000  # clips up to which each is compared with each
 _PIECES = 8  # of `motion`, one of which two copies have in common: for certain if fewer bits than pieces differ
 _MOST_ALIKE = 256  # clips with one piece, or in one place, of which each is compared with each
@@ -105,10 +105,10 @@ def copies(motion_N2: np.ndarray, places_N3: np.ndarray, face_NF: np.ndarray, lo
         differing = np.bitwise_count(motion_N2[a] ^ motion_N2[b]).sum(1)
         close = np.flatnonzero(differing <= LIKELY)
         a, b, differing = a[close], b[close], differing[close].astype(np.int64)
+        look = np.sqrt(((look_NF[a] - look_NF[b]) ** 2).mean(1)) <= _LOOK_ALIKE
+        face = np.sqrt(((face_NF[a] - face_NF[b]) ** 2).mean(1)) <= _FACE_ALIKE
         near = (np.abs(places_N3[a] - places_N3[b]) <= _NEAR).all(1)  # False where one is not known
-        for vectors, most in ((face_NF, _FACE_ALIKE), (look_NF, _LOOK_ALIKE)):
-            near &= np.sqrt(((vectors[a] - vectors[b]) ** 2).mean(1)) <= most
-        same = np.flatnonzero((differing <= CERTAIN) | near)
+        same = np.flatnonzero(look & ((differing <= CERTAIN) | (face & near)))
         a, b, differing = a[same], b[same], differing[same]
         # a comes in runs: of each, as many as are still to be told.
         begins = np.flatnonzero(np.diff(a, prepend=-1))

@@ -66,11 +66,12 @@ def test_copies_are_all_found_and_no_others(monkeypatch, all_pairs):
     motion = rng.integers(0, 2**64, (N, 2), dtype=np.uint64)
     places = rng.uniform(0, 60, (N, 3))
     face, look = rng.normal(0, 3, (N, 66)), rng.normal(0, 1, (N, 64))
-    motion[1] = motion[0] ^ np.uint64(0b111)  # few bits differ: a copy, whatever else
+    motion[1], look[1] = motion[0] ^ np.uint64(0b111), look[0]  # few bits differ: a copy, wherever the face is
     motion[3] = motion[2] ^ np.uint64(0xFFF)  # 24 bits differ, and all else is the same: another encoding
-    places[3], face[3], look[3] = places[2] + 0.7, face[2] + 0.1, look[2]
+    places[3], face[3], look[3] = places[2] + 0.4, face[2] + 0.1, look[2]
     motion[5] = motion[4] ^ np.uint64(0xFFF)  # 24 bits differ, and it is another face
     places[5] = places[4]
+    motion[9] = motion[8] ^ np.uint64(0b111)  # one word said alike by two people
     places[7], face[7], look[7] = places[6], face[6], look[6]  # one face, which moves in another way
     found = {(a, b) for a, b, _ in copies(motion, places, face, look).tolist()}
     assert found == {(0, 1), (2, 3)}
