@@ -51,13 +51,16 @@ def filter_manifest(table: ClipTable, condition: Condition, columns: dict[str, n
 
 
 def _with_spans(manifest: Manifest, stays: np.ndarray) -> list[Clip]:
-    """The clips that stay; of each stretch the first says which frames all of its clips saw, where these see fewer."""
+    """The clips that stay; of each stretch the first says which frames all of its clips saw, where these see fewer.
+
+    Where one of them was the whole video, no frames say so: windows that stay without it are made anew.
+    """
     row, kept = 0, []
     for _, clips in groups(manifest.clips, manifest.fps):
         mine = [clip for n, clip in enumerate(clips, row) if stays[n]]
         row += len(clips)
-        if mine and span(mine) != span(clips):
-            first, last = span(clips)
+        first, last = span(clips)
+        if mine and last is not None and span(mine) != (first, last):
             mine[0] = msgspec.structs.replace(mine[0], tracked_from=first, tracked_to=last)
         kept += mine
     return kept

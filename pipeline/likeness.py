@@ -21,6 +21,7 @@ _PIECES = 8  # of `motion`, one of which two copies have in common: for certain 
 _MOST_ALIKE = 256  # clips with one piece, or in one place, of which each is compared with each
 _TOLD = 8  # copies of a clip
 _DIRECTIONS = 12  # in which descriptions are compared: those in which they differ most
+_LEAST_SPREAD = 1e-6  # a variance above what rounding leaves of descriptions that are the same
 _FARTHEST, _FINEST = 3, 0.25  # cells of `look` that a mouth is looked for off the middle, and in what steps
 _BLOCK = 1 << 14  # clips that are compared at once
 
@@ -87,7 +88,8 @@ def strangeness(vectors_NF: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndar
     near_MF = off_MF[size_M <= np.quantile(size_M, 0.9)]
     spreads_F, axes_FF = np.linalg.eigh(near_MF.T @ near_MF / len(near_MF))
     spreads_F, axes_FF = spreads_F[-_DIRECTIONS:], axes_FF[:, -_DIRECTIONS:]
-    far_N[rows] = np.linalg.norm(off_MF @ axes_FF / np.sqrt(np.maximum(spreads_F, spreads_F[-1] * 1e-3)), axis=1)
+    least = max(spreads_F[-1] * 1e-3, _LEAST_SPREAD)
+    far_N[rows] = np.linalg.norm(off_MF @ axes_FF / np.sqrt(np.maximum(spreads_F, least)), axis=1)
     return far_N
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from lipprep.pipeline.figures import OK, PENDING, ClipTable
 from lipprep.pipeline.likeness import copies, groups_of, strangeness
+from lipprep.pipeline.manifest import Clip
 from lipprep.stages.quality import MOTION_BITS, motion_bits
 
 SUSPICION = "suspicion"  # what the score is called where figures are named
@@ -134,6 +135,13 @@ def _deviations(values_N: np.ndarray, whole_N: np.ndarray, groups: Sequence[np.n
     return z_N
 
 
+def _overlap(one: Clip, other: Clip) -> bool:
+    """Whether two clips of one video have frames in common."""
+    if one.start is None or other.start is None:
+        return True
+    return one.start < other.start + other.num_frames and other.start < one.start + one.num_frames
+
+
 def _copies(table: ClipTable) -> Iterator[tuple[int, float, str]]:
     rows = np.array([n for n, text in enumerate(table.texts["motion"]) if text and table.kinds[n] == OK], int)
     if len(rows) < 2:
@@ -143,7 +151,7 @@ def _copies(table: ClipTable) -> Iterator[tuple[int, float, str]]:
     vectors = (table.vectors("face")[rows], table.vectors("look")[rows])
     for a, b, differing in copies(motion_N2, places_N3, *vectors).tolist():
         one, other = table.clips[rows[a]], table.clips[rows[b]]
-        if one.video == other.video and (one.start is None or abs(one.start - other.start) < one.num_frames):
-            continue  # windows that overlap
+        if one.video == other.video and _overlap(one, other):
+            continue
         for row, twin in ((rows[a], other), (rows[b], one)):
             yield int(row), MOST - differing, f"shows what {twin.key} shows ({differing} of {MOTION_BITS} bits differ)"

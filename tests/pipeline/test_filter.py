@@ -5,12 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from lipprep.cli import main
-from lipprep.pipeline.figures import read_table
-from lipprep.pipeline.manifest import load_manifest
+from lipprep.pipeline.expression import parse_condition
+from lipprep.pipeline.figures import ClipTable, read_table
+from lipprep.pipeline.filter import filter_manifest
+from lipprep.pipeline.manifest import Clip, Manifest, load_manifest
 from lipprep.pipeline.options import layout_of
 from lipprep.pipeline.records import read_entries
 
@@ -81,6 +84,19 @@ def test_a_stretch_is_tracked_from_where_it_was(filmed):
     assert told["kept"] < 6
     (begins, *_) = load_manifest(Path("manifests/late.jsonl")).clips
     assert (begins.tracked_from, begins.tracked_to) == (2, 22)
+
+
+def test_windows_of_a_video_that_was_a_clip_itself_make_a_manifest_that_can_be_read():
+    clips = [
+        Clip(key=key, video="a.mp4", split="train", word="W", label=0, chunk=0, start=start, num_frames=frames)
+        for key, start, frames in (("a", None, None), ("a@2", 2, 8), ("a@6", 6, 8))
+    ]
+    columns = {"jitter": np.array([9.0, 1.0, 1.0])}
+    none = [None] * 3
+    table = ClipTable(Manifest(Path("m.jsonl"), Path("videos"), 25.0, 0, 512, ("W",), tuple(clips)), ["ok"] * 3,
+                      [""] * 3, [""] * 3, columns, {}, none, none)  # fmt: skip
+    kept = filter_manifest(table, parse_condition("jitter < 2", columns), columns, Path("kept.jsonl")).manifest
+    assert kept.clips == tuple(clips[1:])
 
 
 def test_what_failed_or_is_not_known_does_not_stay_and_is_counted(filmed):

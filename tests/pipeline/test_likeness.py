@@ -58,6 +58,14 @@ def test_strange_is_what_lies_far_off_in_its_own_group():
     assert strangeness(vectors, [np.arange(80)])[7] < 3 * np.median(far)
 
 
+def test_what_differs_from_many_that_are_the_same_is_strange():
+    vectors = np.zeros((20, 66), np.float32)
+    assert (strangeness(vectors, [np.arange(20)]) == 0).all()
+    vectors[7] = 1
+    far = strangeness(vectors, [np.arange(20)])
+    assert far[7] > 3 and (np.delete(far, 7) == 0).all()
+
+
 @pytest.mark.parametrize("all_pairs", [10**6, 10])
 def test_copies_are_all_found_and_no_others(monkeypatch, all_pairs):
     monkeypatch.setattr("lipprep.pipeline.likeness._ALL_PAIRS", all_pairs)

@@ -89,11 +89,12 @@ def test_both_of_two_copies_come_first_unless_they_are_windows_that_overlap(tabl
     found = first(table, 2)
     assert set(found) == {7, 280} and "shows what c280 shows (3 of 128" in found[7]
     clips = list(table.clips)
-    for row, start in ((7, 0), (280, 10)):
-        clips[row] = Clip(key=f"a@{start}", video="a.mp4", split="train", word="W", label=0, chunk=0, start=start,
-                          num_frames=29, speaker="s1")  # fmt: skip
-    object.__setattr__(table.manifest, "clips", tuple(clips))
-    assert not any("shows what" in reason for suspect in rank(table) for reason in suspect.reasons)
+    for starts in ((0, 10), (0, None), (None, 0)):
+        for row, start in zip((7, 280), starts, strict=True):
+            clips[row] = Clip(key=f"a@{start}", video="a.mp4", split="train", word="W", label=0, chunk=0, start=start,
+                              num_frames=None if start is None else 29, speaker="s1")  # fmt: skip
+        object.__setattr__(table.manifest, "clips", tuple(clips))
+        assert not any("shows what" in reason for suspect in rank(table) for reason in suspect.reasons)
 
 
 def test_copies_are_found_among_very_many(table, monkeypatch):
