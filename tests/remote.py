@@ -181,7 +181,7 @@ def serve() -> Iterator[Callable[[type, Path], str]]:
         def start(handler: type, folder: Path) -> str:
             handler = functools.partial(handler, directory=str(folder))
             server = servers.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
-            threading.Thread(target=server.serve_forever).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,)).start()
             servers.callback(server.shutdown)
             return f"http://127.0.0.1:{server.server_address[1]}"
 

@@ -252,9 +252,11 @@ def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
 
 
 @POSIX
-def test_two_runs_do_not_work_in_one_folder(chain, lipprep):
+def test_two_runs_do_not_work_in_one_folder(chain, lipprep, monkeypatch):
     from lipprep.pipeline.lock import alone_in
+    from lipprep.stages import lock
 
+    monkeypatch.setattr(lock, "_PATIENCE", 0)
     chain(stages=("landmarks",))
     with alone_in(Path("shards")):
         message = lipprep("shards", "-j", 1, code=1).stderr

@@ -635,7 +635,8 @@ def test_no_tar_is_to_be_removed_for_want_of_a_record(shards):
     assert not any("remove" in f.remedy for f in findings)
 
 
-def test_a_folder_that_a_run_is_at_work_in(shards):
+def test_a_folder_that_a_run_is_at_work_in(shards, monkeypatch):
+    monkeypatch.setattr("lipprep.stages.lock._PATIENCE", 0)
     with alone_in(shards):
         assert "at work in shards" in command("verify", code=1).stderr
     command("verify")

@@ -522,7 +522,7 @@ def refusing(monkeypatch):
                 pass
 
         servers.append(server := http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse))
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
         return asked
 

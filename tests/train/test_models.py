@@ -173,9 +173,10 @@ TRUNKS_WITH_OPTIONS = [
 ]
 
 
-# Every head on the fastest trunk and on the one with a neck, every trunk under the fastest head: in between stand
+# Every head on the fastest trunk, without a neck and with one, every trunk under the fastest head: in between stand
 # features (B, T, C) alone.
-COMBINATIONS = [(trunk, head) for trunk in (TRUNKS_WITH_OPTIONS[-1], TRUNKS_WITH_OPTIONS[1]) for head in SMALL_HEADS]
+NECKED = {"trunk": "compact", "neck": {"channels": 16, "norm": True, "dropout": 0.1}}
+COMBINATIONS = [(trunk, head) for trunk in (TRUNKS_WITH_OPTIONS[-1], NECKED) for head in SMALL_HEADS]
 COMBINATIONS += [(trunk, SMALL_HEADS[2]) for trunk in TRUNKS_WITH_OPTIONS]
 
 
