@@ -153,8 +153,9 @@ def test_weights_pass_either_way_and_give_the_same_output(case):
     x, lengths, boundary = batch(case)
 
     assert_close(ours.train()(x, lengths, boundary), theirs.train()(x, lengths, boundary))
+    found = ours.state_dict()
     for key, statistics in theirs.state_dict().items():
-        assert_close(ours.state_dict()[key], statistics)
+        assert_close(found[key], statistics)
     logits = theirs.eval()(x, lengths, boundary)
     assert_close(ours.eval()(x, lengths, boundary), logits)
     assert logits.std(0).max() > 1e-2  # they tell the clips from each other
