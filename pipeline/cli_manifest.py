@@ -197,7 +197,8 @@ def manifest_filter(condition: str, manifest_path: Path | None, work, shards, ou
 
     \b
     Figures: num_frames face_share max_faces face_size jitter rotation centre_x centre_y scale outside
-    brightness black frozen sharpness movement jump; and suspicion, the score of `lipprep report --json`.
+    brightness black frozen sharpness movement jump; off_centre, how far the mouth lies from where other
+    clips have it, in parts of the crop's side; and suspicion, the score of `lipprep report --json`.
     They are compared with numbers by < <= > >= == !=, and joined by and, or, not and brackets.
 
     Clips that failed, and those of which a figure in the condition is not known, do not stay. What was made of
@@ -214,17 +215,21 @@ def manifest_filter(condition: str, manifest_path: Path | None, work, shards, ou
     from lipprep.pipeline.filter import filter_manifest, lend_artefacts
     from lipprep.pipeline.manifest import save_manifest
     from lipprep.pipeline.suspicion import SUSPICION, scores
+    from lipprep.stages.untrusted import printable
 
     parsed = parse_condition(condition, [*NUMBERS, SUSPICION])
     listed, layout = open_data_set(manifest_path, None, work, shards)
     table = read_table(listed, layout)
+    if not layout.plan.exists():
+        click.echo(f"warning: there is no {printable(layout.plan)}: does -w say where the stages were made?", err=True)
     columns = dict(table.columns)
     if SUSPICION in parsed.names:
         columns[SUSPICION] = scores(table)
     filtered = filter_manifest(table, parsed, columns, out)
     kept = filtered.manifest
-    save_manifest(kept)
+    # The manifest comes last: where there is one, nothing is computed again.
     lend_artefacts(listed, layout, layout_of(kept.name, work, shards))
+    save_manifest(kept)
     if as_json:
         told = {"clips": len(table), "kept": len(kept.clips), "left_out": filtered.left_out}
         click.echo(json.dumps({**told, "words": len({c.word for c in kept.clips}), "manifest": str(out)}))

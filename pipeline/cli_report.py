@@ -44,6 +44,8 @@ def report(manifest_path, root, work, shards, out, as_json: bool) -> None:
     from lipprep.pipeline.wanted import read_wanted
     from lipprep.stages.untrusted import printable
 
+    if isinstance(out, Path) and out.is_dir():
+        raise ValueError(f"{printable(out)} is a folder: name the page, as {printable(out / 'report.html')}")
     listed, layout = open_data_set(manifest_path, root, work, shards)
     found = look(listed, layout, read_wanted(layout.plan))
     if out is None and not as_json:

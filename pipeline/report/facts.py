@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lipprep.pipeline.deal import deal
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import STAGE_VERSIONS, Chunk, stage_parameters
@@ -80,14 +81,15 @@ def commands(manifest: Manifest, wanted: Wanted, made: Sequence[Stage], named: M
     """The commands that make the same again, with every flag that differs from its default.
 
     How a manifest was made is not recorded: its first command is told by its layout, and is a comment where that tells
-    nothing.
+    nothing, or where clips were left out since.
     """
     path, default = str(manifest.path), Wanted()
     where = ["-m", path, *_flag("-w", named.get("work"), "work")]
     out = _flag("-o", named.get("shards"), "shards")
     if named.get("root") is not None:
         where += ["--root", str(named["root"])]
-    profile = [] if wanted.profile == default.profile else ["--profile", wanted.profile]
+    # Of crops from files the profile is never taken for granted.
+    profile = [] if wanted.profile == default.profile and not wanted.from_crops else ["--profile", wanted.profile]
     if wanted.profile == "fixed":
         profile += [] if wanted.box is None else ["--box", ",".join(map(str, wanted.box))]
     elif wanted.crop_size != default.crop_size:
@@ -101,6 +103,8 @@ def commands(manifest: Manifest, wanted: Wanted, made: Sequence[Stage], named: M
         size = ["--crop-size", str(wanted.crop_size)] if "--crop-size" not in profile else []
         listing = _flag("--annotations", wanted.annotations, None) + _flag("--labels", wanted.labels, None)
         source = ["--from-crops", str(manifest.root)]
+        if not _as_listed(manifest):  # to list them again would undo it
+            return [_as_it_is(manifest), shlex.join(["lipprep", "shards", *where, *out, *profile, *size, *codec])]
         return [shlex.join(["lipprep", "shards", *source, *where, *out, *profile, *size, *codec, *listing])]
     lines = [_manifest_command(manifest)]
     names = [stage.name for stage in made]
@@ -128,10 +132,20 @@ def _manifest_command(manifest: Manifest) -> str:
         kind = "grid"
         unseen = sorted({c.speaker for c in manifest.clips if c.split == "unseen" and c.speaker})
         more = ["--unseen-speakers", ",".join(unseen)] if unseen else []
-    if kind is None or is_crop_file(manifest.clips[0].video):
-        return f"# the manifest {shlex.quote(str(manifest.path))} as it is: its own command is not recorded"
+    if kind is None or is_crop_file(manifest.clips[0].video) or not _as_listed(manifest):
+        return _as_it_is(manifest)
     more += _flag("--seed", manifest.seed, 0) + _flag("--chunk-size", manifest.chunk_size, 512)
     return shlex.join(["lipprep", "manifest", kind, str(manifest.root), "-o", str(manifest.path), *more])
+
+
+def _as_it_is(manifest: Manifest) -> str:
+    return f"# the manifest {shlex.quote(str(manifest.path))} as it is: its own command is not recorded"
+
+
+def _as_listed(manifest: Manifest) -> bool:
+    """Whether the clips stand as a listing of them deals them: not where some were left out of it afterwards."""
+    dealt = deal(manifest.clips, seed=manifest.seed, chunk_size=manifest.chunk_size, fps=manifest.fps)
+    return tuple(dealt) == manifest.clips
 
 
 def pretty(parameters: Mapping) -> str:

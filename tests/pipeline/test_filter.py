@@ -106,5 +106,6 @@ def test_what_failed_or_is_not_known_does_not_stay_and_is_counted(filmed):
     result = filmed("manifest", "filter", "black < 1", "-m", "manifests/all.jsonl", "-w", "nowhere", "--shards",
                     "none", "-o", "m.jsonl", code=1)  # fmt: skip
     assert "no clip" in result.output and "pending: 6" in result.output
+    assert "no nowhere/all/plan.yaml: does -w" in result.output.replace(f"{Path.cwd()}/", "")
     result = filmed("manifest", "filter", "blak < 1", "-m", "manifests/all.jsonl", "-o", "m.jsonl", code=1)
     assert "did you mean black" in result.output

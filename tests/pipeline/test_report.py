@@ -5,12 +5,17 @@ import csv
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+
+from lipprep.pipeline.report.facts import commands
+from lipprep.pipeline.sources import Row, make_manifest
+from lipprep.pipeline.wanted import Wanted
 
 HOSTILE = ('<script>alert(1)</script>"', 'it\'s & "so"', "👩‍👧 שלום", "{{ 7 * 7 }}")
 
@@ -158,6 +163,7 @@ def test_whatever_words_and_speakers_are_called_is_escaped(plain, lipprep):
 
 def test_what_is_not_there_yet_is_said(plain, lipprep):
     plain(["A", "B"])
+    assert "manifests is a folder: name the page" in lipprep("report", "-o", "manifests", code=1).stderr
     for command, said in (
         (None, "2 clips were planned: 0 are done, 2 are still to be made"),
         (("crops", *BOX), "2 are done as far as crops, none failed"),
@@ -185,7 +191,21 @@ def test_crops_of_files_are_shown(lipprep):
     lipprep("report")
     page = Page(Path("report.html"))
     check(page)
-    assert len(page.cards("random")) == 3 and "strip s0" in page.html and "--from-crops" in page.text
+    assert len(page.cards("random")) == 3 and "strip s0" in page.html
+    command = f"lipprep shards --from-crops {Path('crops').resolve()} -m manifests/crops.jsonl --profile lrw2021"
+    assert command in page.text
+
+
+@pytest.mark.parametrize(
+    "ending, flag, command", [("mp4", {}, "manifest lrw"), ("npy", {"from_crops": True}, "shards")]
+)
+def test_a_manifest_that_lost_clips_since_is_not_listed_again(ending, flag, command):
+    rows = [Row(f"A/train/A_{n:05d}.{ending}", "A", "train") for n in range(40)]
+    whole = make_manifest(Path("m.jsonl"), rows, root=Path("videos"))
+    less = replace(whole, clips=whole.clips[:30] + whole.clips[31:])
+    (first, *_), (instead, *_) = (commands(m, Wanted(**flag), (), {}) for m in (whole, less))
+    assert first.startswith(f"lipprep {command}") and "videos" in first
+    assert instead.startswith("# the manifest m.jsonl as it is")
 
 
 @pytest.mark.cluster
