@@ -7,7 +7,7 @@ from lipprep.pipeline.captions.timing import Timing, seconds, shown, spread, tim
 _WORDS = ("words", "word")
 _INTERVALS = "IntervalTier"
 # As Praat reads both forms: what counts are texts, flags, and numbers that stand by themselves. The rest is for people.
-_TOKEN = re.compile(r'"(?:[^"]|"")*"|![^\n]*|[^\s"!]+')
+_TOKEN = re.compile(r'"(?:[^"]++|"")*+"|![^\n]*|[^\s"!]+')
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
