@@ -69,9 +69,8 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-browser", "test-cluster", "test-real", "chaos", "lint", "format",
-        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks", "bench-predict",
-        "bench-grid",
-        "bench-report", "models-table", "clean",
+        "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks",
+        "bench-predict", "bench-grid", "bench-report", "models-table", "clean",
     ]  # fmt: skip
 
 

@@ -59,10 +59,10 @@ class _Followed:
 class FaceTracker:
     """Follows all faces through the frames of a video, which come one at a time: of a camera, too.
 
-    New faces are looked for every `detect_every` frames, those that are small in their frame every fifth time (Tiles);
-    and in each frame while one is lost. A face that is lost for up to `forget_after` frames is the same again where it
-    was, or no farther off than its own size. Two tracks never follow one face: of two that meet on one, that stays
-    which moved less to get there.
+    New faces are looked for every `detect_every` frames, the smallest every fifth time (Tiles); and in each frame while
+    one is lost. A face that is lost for up to `forget_after` frames is the same again where it was, or no farther off
+    than its own size. Two tracks never follow one face: of two that meet on one, that stays which moved less to get
+    there.
     """
 
     def __init__(

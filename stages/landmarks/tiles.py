@@ -15,14 +15,14 @@ from lipprep.stages.landmarks.detector import Detector, Face
 _PARTS = (2, 4)  # of the frame's larger side, a tile's side
 _LEAST = 256  # pixels of a tile's side: smaller ones show faces whose mouths are too small to be read
 _SURE = 0.5  # score of a face in a part of the frame: of 35 of them, one may always look a little like a face
-_REST = 4  # calls without looking at parts after one that looked at them all: in 720p that takes 100 ms and more
+_REST = 4  # calls after one that looked at all parts: in 720p the halves take 20 ms, the quarters 80
 
 
 class Tiles:
     """A detector that looks at parts of large frames, too, and else is the one it is made of.
 
-    The parts get smaller; where a face is seen, smaller ones are not looked at. With `small_too` they all are, in every
-    fifth frame that it is asked about.
+    The parts get smaller; where a face is seen, smaller ones are not looked at; where none is, no parts are for four
+    calls. With `small_too`, halves are looked at in every call, and quarters in every fifth.
     """
 
     def __init__(self, detector: Detector, *, small_too: bool = False) -> None:
@@ -34,20 +34,20 @@ class Tiles:
     def faces(self, frame: np.ndarray) -> list[Face]:
         """Give every face of the frame, best score first."""
         kept = self._detector.faces(frame)
-        if kept and not self._small_too:
-            return kept
-        if self._rest:
-            self._rest -= 1
-            return kept
+        resting = self._rest > 0
+        self._rest = self._rest - 1 if resting else _REST
         for parts in _PARTS:
             if max(frame.shape) < parts * _LEAST or (kept and not self._small_too):
+                break
+            if resting and not (self._small_too and parts == _PARTS[0]):
                 break
             found = [_moved(face, x, y) for x, y, tile in _tiles(frame, parts) for face in self._detector.faces(tile)]
             for face in sorted(found, key=lambda face: -face.score):
                 # A tile may show a part of a face that is seen whole in a larger one.
                 if face.score >= _SURE and not any(_covers(other, face) for other in kept):
                     kept.append(face)
-        self._rest = 0 if kept and not self._small_too else _REST
+        if kept and not self._small_too:
+            self._rest = 0
         return sorted(kept, key=lambda face: -face.score)
 
 

@@ -139,3 +139,19 @@ def test_a_large_and_a_small_face_are_found_together(portrait):
     assert [track.points_TKD.shape[0] for track in tracks] == [2, 2]
     assert tracks[0].size == pytest.approx(512 / 120 * tracks[1].size, rel=0.1)
     assert len(Tiles(mesh).faces(frame)) == 1  # which will do where one is looked for
+
+
+def test_parts_are_looked_at_now_and_then():
+    class Blind(Scripted):
+        def faces(self, frame):
+            self.detected.append(frame.shape[0])
+            return []
+
+    frame = np.zeros((1024, 1024), np.uint8)
+    for small_too, between in ((False, [1024]), (True, [1024] + [512] * 9)):
+        detector = Blind([])
+        tiles = Tiles(detector, small_too=small_too)
+        for _ in range(6):
+            tiles.faces(frame)
+        whole = [1024] + [512] * 9 + [256] * 49
+        assert detector.detected == whole + 4 * between + whole
