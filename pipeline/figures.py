@@ -3,6 +3,7 @@
 Shapes: N clips, in the manifest's order.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from lipprep.pipeline.likeness import groups_of, off_centre
 from lipprep.pipeline.manifest import Clip, Manifest
 from lipprep.pipeline.plan import STAGES, Layout
 from lipprep.pipeline.records import Headers, all_entries, root_class
-from lipprep.stages.quality import FACE, LOOK, face_vector, look_vector
+from lipprep.stages.failures import FAILURES
+from lipprep.stages.quality import FACE, LOOK, face_vector, look_vector, motion_bits
 from lipprep.stages.remote import RemotePath
 
 OK, PENDING = "ok", "pending"
@@ -24,6 +26,9 @@ NUMBERS = (
     "outside", "brightness", "black", "frozen", "sharpness", "movement", "jump", "off_centre",
 )  # fmt: skip
 _DESCRIPTIONS = {"face": (face_vector, FACE), "look": (look_vector, LOOK**2)}
+_READ = {"face": face_vector, "look": look_vector, "motion": motion_bits}
+_CLASSES = tuple(FAILURES)
+_LARGEST = 1e12  # beyond any figure
 
 
 class Place(NamedTuple):
@@ -73,7 +78,8 @@ class ClipTable:
 def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = STAGES) -> ClipTable:
     """Read the records of `stages`, of which any may be missing or half done, to a table.
 
-    What a clip is comes from the last stage that has it. Records that are damaged, or another data set's, say nothing.
+    What a clip is comes from the last stage that has it. Records that are damaged, or another data set's, say nothing,
+    nor do lines and figures that are none: shards may have come from anybody.
     """
     rows = {clip.key: row for row, clip in enumerate(manifest.clips)}
     N = len(manifest.clips)
@@ -92,7 +98,7 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
             continue
         header_of = Headers(layout.folder(stage))
         tars = [layout.tar(stage, split, number) for split, number in manifest.chunks()]
-        tars = [tar for tar in tars if (header := header_of(tar)) and header["dataset"] == manifest.name]
+        tars = [tar for tar in tars if (header := header_of(tar)) and header.get("dataset") == manifest.name]
         for tar, entries in zip(tars, all_entries(tars), strict=True):
             for row, entry in _known(rows, entries):
                 _add(table, row, stage, tar, entry)
@@ -102,8 +108,21 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
 
 def _known(rows: Mapping[str, int], entries: Sequence[dict]) -> Iterator[tuple[int, dict]]:
     for entry in entries:
-        if (row := rows.get(entry["key"])) is not None:
+        if _is_entry(entry) and (row := rows.get(entry["key"])) is not None:
             yield row, entry
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a line has of a clip all that is read here, as a record has it."""
+    match entry:
+        case {"key": str(), "figures": dict(), "status": "ok", "offset": int() as offset, "members": [*members]}:
+            return offset >= 0 and all(isinstance(member, str) for member in members)
+        case {"key": str(), "figures": dict(), "status": "failed", "class": "upstream", "message": str()}:
+            above = entry.get("upstream")
+            return isinstance(above, dict) and above.get("stage") in STAGES and above.get("class") in _CLASSES
+        case {"key": str(), "figures": dict(), "status": "failed", "class": str() as kind, "message": str()}:
+            return kind in _CLASSES
+    return False
 
 
 def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: dict) -> None:
@@ -120,7 +139,9 @@ def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: 
         table.stages[row] = entry["upstream"]["stage"] if entry["class"] == "upstream" else stage
         table.crops[row] = None
     for name, value in entry["figures"].items():
-        if name in table.columns and isinstance(value, int | float):
+        if name in table.columns and isinstance(value, int | float) and abs(value) <= _LARGEST:
             table.columns[name][row] = value
         elif name in table.texts and isinstance(value, str):
-            table.texts[name][row] = value
+            with contextlib.suppress(ValueError):
+                _READ[name](value)
+                table.texts[name][row] = value
