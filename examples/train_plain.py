@@ -16,10 +16,10 @@ from torch import nn
 
 
 def convert(sample: dict) -> tuple[torch.Tensor, int]:
-    """A clip, (T, 88, 88) float32, and its label."""
+    """A clip, (T, 88, 88) float32, or of smaller crops their size, and its label."""
     strip = sample.get("mouth.jpg")  # (S x T, S) uint8, frames from top to bottom
     crops = sample["mouth.npy"] if strip is None else strip.reshape(-1, strip.shape[1], strip.shape[1])
-    first = (crops.shape[1] - 88) // 2
+    first = max(crops.shape[1] - 88, 0) // 2
     mouth = torch.tensor(crops[:, first : first + 88, first : first + 88]) / 255
     return (mouth - mouth.mean(0)) / 0.165, sample["json"]["label"]  # less its mean frame: what is left moves
 

@@ -24,10 +24,10 @@ WORDS = ("down", "up")
 
 
 def bar(word: str, frames: int, random: np.random.Generator) -> np.ndarray:
-    """(T, 96, 96) uint8: a bright bar that moves down or up."""
+    """(T, 80, 80) uint8: a bright bar that moves down or up."""
     rows = np.linspace(24, 66, frames) + random.uniform(-6, 6)
-    y = np.arange(96)[None, :, None] - (rows if word == "down" else rows[::-1])[:, None, None]
-    return np.clip(80 + 120 * (np.abs(y) < 8) + random.normal(0, 4, (frames, 96, 96)), 0, 255).astype(np.uint8)
+    y = np.arange(80)[None, :, None] - (rows if word == "down" else rows[::-1])[:, None, None]
+    return np.clip(80 + 120 * (np.abs(y) < 8) + random.normal(0, 4, (frames, 80, 80)), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
