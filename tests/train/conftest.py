@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,29 @@ def write_shards(
         ),
     )
     return folder
+
+
+def unrendered(draw: Callable[..., None]) -> Callable[..., None]:
+    """`draw` up to the pixels: an empty file is its picture."""
+
+    def drawn(*args: object) -> None:
+        from matplotlib.figure import Figure
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Figure, "savefig", lambda *_, **__: None)
+            draw(*args)
+
+    return drawn
+
+
+@pytest.fixture(autouse=True)
+def few_pixels() -> Iterator[None]:
+    """Pictures would take most of the time of runs this short. `trained_run`, made before any test, has some."""
+    with pytest.MonkeyPatch.context() as patch:
+        if loop := sys.modules.get("lipprep.train.loop"):
+            for name in ("draw_batch", "draw_curves"):
+                patch.setattr(loop, name, unrendered(getattr(loop, name)))
+        yield
 
 
 @pytest.fixture(scope="session")
