@@ -137,24 +137,29 @@ def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath) -> i
     """
     if isinstance(folder, RemotePath) != isinstance(other, RemotePath):
         return 0
-    aside, read, count = other / _ASIDE, Headers(folder), 0
+    aside, read = other / _ASIDE, Headers(folder)
+    lent = {}
     for tar in sorted(folder.glob("*.tar")):
-        header = read(tar)
-        if header is None or header["dataset"] != dataset:
-            continue
-        target = aside / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
+        if (header := read(tar)) is not None and header["dataset"] == dataset:
+            lent[tar] = aside / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
+    if lent:
         aside.mkdir(parents=True, exist_ok=True)
-        for path, link in ((tar, target), (record_path(tar), record_path(target))):
-            if isinstance(path, RemotePath):
-                path.copy_to(link)
-                continue
-            link.unlink(missing_ok=True)
-            try:
-                link.hardlink_to(path)
-            except OSError:
-                shutil.copyfile(path, link)
-        count += 1
-    return count
+    with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
+        list(threads.map(_link, lent, lent.values()))
+    return len(lent)
+
+
+def _link(tar: Path | RemotePath, other: Path | RemotePath) -> None:
+    """Let a tar and its record stand under another name, too."""
+    for path, link in ((tar, other), (record_path(tar), record_path(other))):
+        if isinstance(path, RemotePath):
+            path.copy_to(link)
+            continue
+        link.unlink(missing_ok=True)
+        try:
+            link.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, link)
 
 
 def _in_place(
