@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from lipprep.pipeline.likeness import groups_of, off_centre
 from lipprep.pipeline.manifest import Clip, Manifest
@@ -99,7 +100,8 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
         header_of = Headers(layout.folder(stage))
         tars = [layout.tar(stage, split, number) for split, number in manifest.chunks()]
         tars = [tar for tar in tars if (header := header_of(tar)) and header.get("dataset") == manifest.name]
-        for tar, entries in zip(tars, all_entries(tars), strict=True):
+        read = tqdm(all_entries(tars), total=len(tars), desc=f"records of {stage}", unit="chunk", disable=not tars)
+        for tar, entries in zip(tars, read, strict=True):
             for row, entry in _known(rows, entries):
                 _add(table, row, stage, tar, entry)
     table.columns["off_centre"][:] = off_centre(table.vectors("look"), groups_of(manifest.clips))

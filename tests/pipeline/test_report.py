@@ -109,8 +109,8 @@ BOX = ("-j", 1, "--engine", "serial", "--profile", "fixed", "--box", "80,116,96,
 
 def test_the_page_is_whole_and_the_same_again(chain, lipprep):
     chain()
-    said = lipprep("report", "-o", "r.html").stdout
-    assert "r.html" in said and "12 clips shown" in said
+    said = lipprep("report", "-o", "r.html")
+    assert "r.html" in said.stdout and "12 clips shown" in said.stdout and "records of shards" in said.stderr
     page = Page(Path("r.html"))
     check(page)
     assert {"stages", "failures", "clips", "figures", "averages", "landmarks", "time", "settings", "again"} <= {
