@@ -152,7 +152,7 @@ def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: Soun
                 "num_frames": len(points),
                 "face_share": round(float(seen.mean()), 4),
                 "max_faces": found.max_faces,
-                **face_quality(points[seen]),
+                **face_quality(points),
             }
             made.append(Made({LANDMARKS: npy_bytes(points.astype(np.float32))}, figures))
     return made

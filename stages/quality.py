@@ -33,18 +33,22 @@ FACE = 2 * len(_BUILD)  # numbers of a `face`
 
 
 def face_quality(points_TKD: np.ndarray) -> dict[str, float | str | None]:
-    """Figures of the landmarks (T, 68, 2), pixels of the source, of those frames of a clip that have a face.
+    """Figures of the landmarks (T, 68, 2) of a clip, pixels of the source, NaN in frames without a face.
 
-    `face_size`: mean distance of the outer eye corners, pixels. `jitter`: mean second difference of these in time,
-    pixels. `rotation`: mean roll of the line between them, degrees clockwise. `centre_x`, `centre_y`: mean mouth
-    centre, pixels. `face`: see `face_build`. None: not known of so few frames.
+    One frame at least has a face. `face_size`: mean distance of the outer eye corners, pixels. `jitter`: mean second
+    difference of these in time, pixels, where three frames in a row have a face. `rotation`: mean roll of the line
+    between them, degrees clockwise. `centre_x`, `centre_y`: mean mouth centre, pixels. `face`: see `face_build`. None:
+    not known of so few frames.
     """
+    seen_T = np.isfinite(points_TKD).all((1, 2))
     eyes_T22 = points_TKD[:, _EYES].astype(np.float64)
+    # bends: (T - 2, 2), then those of frames in a row that have a face; a face that comes back elsewhere is no jitter
+    bends = np.linalg.norm(np.diff(eyes_T22, n=2, axis=0), axis=2)
+    bends = bends[seen_T[2:] & seen_T[1:-1] & seen_T[:-2]]
+    jitter = round(float(bends.mean()), 4) if len(bends) else None
+    points_TKD, eyes_T22 = points_TKD[seen_T], eyes_T22[seen_T]
     dx_T, dy_T = (eyes_T22[:, 1] - eyes_T22[:, 0]).T
     x, y = points_TKD[:, _LIPS].mean((0, 1), dtype=np.float64).tolist()
-    jitter = None
-    if len(points_TKD) > 2:
-        jitter = round(float(np.linalg.norm(np.diff(eyes_T22, n=2, axis=0), axis=2).mean()), 4)
     return {
         "face_size": round(float(np.hypot(dx_T, dy_T).mean()), 3),
         "jitter": jitter,

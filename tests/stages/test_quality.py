@@ -49,6 +49,16 @@ def test_of_a_face():
     assert face_quality(face(T=2))["jitter"] is None
 
 
+def test_a_head_that_moves_evenly_does_not_jitter_where_its_face_is_lost_for_a_while():
+    points = face(T=12) + np.arange(12, dtype=np.float32)[:, None, None] * 3
+    points[[3, 7, 8]] = np.nan
+    figures = face_quality(points)
+    assert figures["jitter"] == pytest.approx(0, abs=1e-3)
+    assert figures["centre_x"] == pytest.approx(100 + 3 * np.delete(np.arange(12), [3, 7, 8]).mean(), abs=0.01)
+    points[::3] = np.nan
+    assert face_quality(points)["jitter"] is None
+
+
 def test_the_build_of_a_face_is_its_own_wherever_it_is():
     wide = mean_face() * [1.1, 1]
     narrow = mean_face() * [0.9, 1]
