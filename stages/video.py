@@ -35,6 +35,7 @@ _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _LATE_FRAMES, _LATE_SHARE = 2, 0.02  # of the told duration: writers round it, or leave the last frame's length out
 SEEK_BEYOND = 10.0  # seconds: a window that starts later is sought; decoding up to there costs under 60 ms
 _SAME_RATE = 1e-3  # relative difference of frame rates below which frames are taken one for one
+_UNSTEADY = 1.0  # frames that one may be early or late by its time and be counted all the same
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K of cinema. A header of a few bytes can claim any size
 MAX_FRAMES = 100_000  # of a video read whole: over an hour at 25 fps
 _AHEAD = 8 << 20  # bytes a request, of a remote file that is too large to be fetched whole
@@ -294,7 +295,8 @@ def _ends_inside_packet(path: Path | RemotePath) -> bool:
 def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.VideoFrame | None]]:
     """Pairs (frame number at `fps`, frame), from a number <= first on, and at last (number past the end, None).
 
-    At another rate than the video's own, a number may come twice or not at all.
+    At another rate than the video's own, or where frames come at other times than that tells, a number may come twice
+    or not at all.
     """
     container, stream = open_video(path)
     with container:
@@ -313,10 +315,13 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
         frames = _decoded(path, container, stream, whole=not sought)
         end = 0.0  # in frames at `fps`
         for count, frame in enumerate(frames):
-            if by_count or frame.pts is None:
-                position = count * (1.0 if by_count else fps / rate)
-            else:
+            steady, position = count * fps / rate, None
+            if frame.pts is not None:
                 position = float((frame.pts - origin) * base) * fps
+                # A header's rate may be that of a recorder which has not kept to it: its frames go by their times.
+                by_count = by_count and abs(position - steady) <= _UNSTEADY
+            if by_count or position is None:
+                position = float(count) if by_count else steady
             end = position + fps / rate
             yield math.ceil(position - 0.5), frame  # half a frame late still counts, half a frame early does not
         yield math.ceil(end - 0.5), None
@@ -339,9 +344,9 @@ def read_frames(
 ) -> Iterator[GrayFrame | np.ndarray]:
     """Yield frames `first` to `last` (exclusive; None: the end) of a video, as many of them as it has.
 
-    Frames are counted at `fps`. A video of another rate is resampled by time: frame k is the one on screen
-    at k / fps seconds, to half a frame. A frame is a GrayFrame, or with `color` an array (H, W, 3) BGR uint8
-    (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix.
+    Frames are counted at `fps`. A video of another rate, or of one that varies, is resampled by time: frame k is the
+    one on screen at k / fps seconds, to half a frame. A frame is a GrayFrame, or with `color` an array (H, W, 3) BGR
+    uint8 (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix.
 
     Raises ClipFailure: unreadable, no_video, truncated; and too_long where `last` is None and the video has more than
     MAX_FRAMES, or shows one of them for over a minute.
