@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -162,7 +163,7 @@ def test_whatever_words_and_speakers_are_called_is_escaped(plain, lipprep):
 
 
 def test_what_is_not_there_yet_is_said(plain, lipprep):
-    plain(["A", "B"])
+    videos = plain(["A", "B"])
     assert "manifests is a folder: name the page" in lipprep("report", "-o", "manifests", code=1).stderr
     for command, said in (
         (None, "2 clips were planned: 0 are done, 2 are still to be made"),
@@ -173,13 +174,15 @@ def test_what_is_not_there_yet_is_said(plain, lipprep):
         lipprep("report")
         page = Page(Path("report.html"))
         check(page)
-        assert said in " ".join(page.text.split())
+        assert said in (text := " ".join(page.text.split())) and "stale: why" not in text
+    os.utime(videos / "clip0.mp4", (1, 1))
     tar = next(Path("work/m/crops").glob("*.tar"))
     tar.write_bytes(bytes(tar.stat().st_size))  # as long as its record says
     lipprep("report")
     page = Page(Path("report.html"))
     check(page)
     assert "crops of 1 clips could not be read" in page.text
+    assert "none failed. Of these 1 is stale: why" in " ".join(page.text.split())
 
 
 def test_crops_of_files_are_shown(lipprep):
