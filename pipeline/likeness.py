@@ -4,6 +4,7 @@ Shapes: N clips, F numbers of a description (`lipprep.stages.quality`), M rows o
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import cv2
 import numpy as np
@@ -50,21 +51,29 @@ def off_centre(look_NF: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
     correlate best says how far one is off. `look_NF` has NaN where there is none.
     """
     off_N = np.full(len(look_NF), np.nan)
-    steps = np.arange(-_FARTHEST, _FARTHEST + _FINEST / 2, _FINEST)
-    moves = sorted(((float(dx), float(dy)) for dx in steps for dy in steps), key=lambda move: np.hypot(*move))
+    far_M, order_M, moves_DSS = _moves()
     for mine in members(np.isfinite(look_NF[:, 0]), groups):
-        usual = np.median(look_NF[mine], axis=0).reshape(LOOK, LOOK).astype(np.float32)
-        # moved: (moves, F)
-        moved = np.stack([_unit(_moved(usual, *move).ravel()) for move in moves])
+        usual_SS = np.median(look_NF[mine], axis=0).reshape(LOOK, LOOK).astype(np.float32)
+        moved_DDSS = moves_DSS.transpose(0, 2, 1) @ (usual_SS @ moves_DSS)[:, None]
+        moved_MF = _unit(moved_DDSS.reshape(len(far_M), -1)[order_M])
         for block in np.array_split(mine, -(-len(mine) // _BLOCK)):
-            best = (_unit(look_NF[block]) @ moved.T).argmax(1)
-            off_N[block] = np.hypot(*np.array(moves)[best].T) / LOOK
+            off_N[block] = far_M[(_unit(look_NF[block]) @ moved_MF.T).argmax(1)] / LOOK
     return off_N
 
 
-def _moved(picture: np.ndarray, dx: float, dy: float) -> np.ndarray:
-    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float64)
-    return cv2.warpAffine(picture, matrix, (LOOK, LOOK), borderMode=cv2.BORDER_REPLICATE)
+@cache
+def _moves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All moves of a look in x and y: how far each goes (M,), cells, the nearest first; their order (M,); and matrices.
+
+    Of these, (D, S, S), each moves a row, and turned over a column, by one of the D steps: M is D x D.
+    """
+    steps_D = np.arange(-_FARTHEST, _FARTHEST + _FINEST / 2, _FINEST)
+    far_M = np.hypot(steps_D[:, None], steps_D[None]).ravel()
+    order_M = np.argsort(far_M, kind="stable")
+    rows = np.eye(LOOK, dtype=np.float32)
+    matrices = (np.array([[1, 0, step], [0, 1, 0]], np.float64) for step in steps_D)
+    moves = [cv2.warpAffine(rows, matrix, (LOOK, LOOK), borderMode=cv2.BORDER_REPLICATE) for matrix in matrices]
+    return far_M[order_M], order_M, np.stack(moves)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
