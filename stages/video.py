@@ -327,10 +327,10 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
         yield math.ceil(end - 0.5), None
 
 
-def _check_length(path: Path, total: int, held: int, fps: float) -> None:
+def _check_length(path: Path, total: int, held: int, fps: float, longest: int) -> None:
     """Raise ClipFailure("too_long") for `total` frames of a video read whole, or `held` that repeat one frame."""
-    if total > MAX_FRAMES:
-        what = f"has more than {MAX_FRAMES} frames at {fps:g} fps"
+    if total > longest:
+        what = f"has more than {longest} frames at {fps:g} fps"
     elif held > _MAX_HELD * fps:
         what = f"shows one frame for {held / fps:.0f} s"
     else:
@@ -340,7 +340,13 @@ def _check_length(path: Path, total: int, held: int, fps: float) -> None:
 
 
 def read_frames(
-    path: Path | RemotePath, *, fps: float = 25.0, first: int = 0, last: int | None = None, color: bool = False
+    path: Path | RemotePath,
+    *,
+    fps: float = 25.0,
+    first: int = 0,
+    last: int | None = None,
+    color: bool = False,
+    longest: int = MAX_FRAMES,
 ) -> Iterator[GrayFrame | np.ndarray]:
     """Yield frames `first` to `last` (exclusive; None: the end) of a video, as many of them as it has.
 
@@ -349,7 +355,7 @@ def read_frames(
     uint8 (of 8-bit video bit-identical to cv2.VideoCapture's), turned upright by the file's display matrix.
 
     Raises ClipFailure: unreadable, no_video, truncated; and too_long where `last` is None and the video has more than
-    MAX_FRAMES, or shows one of them for over a minute.
+    `longest` frames, or shows one of them for over a minute.
     """
     convert = _bgr if color else GrayFrame
     wanted = first
@@ -357,7 +363,7 @@ def read_frames(
     image: GrayFrame | np.ndarray | None = None
     for number, frame in _numbered(path, fps, first):
         if last is None:
-            _check_length(path, number - first, number - wanted, fps)
+            _check_length(path, number - first, number - wanted, fps, longest)
         stop = number if last is None else min(number, last)
         while wanted < stop and (held or frame):  # no frame came for these numbers: the one before stays
             if held is None:

@@ -42,6 +42,7 @@ from lipprep.train.metrics import warn
 _LESS = "end what else runs there, or use --device cpu"  # memory
 WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
 STEP = 5  # frames from one window to the next, a fifth of a second
+LONGEST = 24 * 3600 * 25  # frames of a video: a day, whose landmarks are a gigabyte
 _JUMP = 0.5  # of the distance of the outer eye corners: no face moves so far from a frame to the next, but cuts do
 _AT_ONCE = 16  # windows in one pass of the network: more are not faster
 
@@ -151,7 +152,7 @@ class Reader:
         """
         if isinstance(video, RemotePath):
             video = HeldPath(video)  # which is read more than once
-        sound = SoundFrames(read_frames(video, fps=self.fps))
+        sound = SoundFrames(read_frames(video, fps=self.fps, longest=LONGEST))
         tracks = self._tracks(watched(sound), all_faces=all_faces)
         if sound.failure is not None and not tracks:
             raise sound.failure
@@ -165,7 +166,8 @@ class Reader:
             warn(f"{sound.failure}. It is read up to there")
         S, kept = self.crop.crop_size, mouth_every or sys.maxsize
         faces = [_Face(t, kept, np.zeros((-(-len(t.points_TKD) // kept), S, S), np.uint8)) for t in tracks]
-        frames = watched(SoundFrames(read_frames(video, fps=self.fps, color=self.crop.exact)))
+        whole = read_frames(video, fps=self.fps, color=self.crop.exact, longest=LONGEST)
+        frames = watched(SoundFrames(whole))
         for some in _in_rows(self._cut(frames, tracks, step, video)):
             read = self.words_of([mouth_TSS for _, mouth_TSS in some], count=count)
             for (job, mouth_TSS), words in zip(some, read, strict=True):

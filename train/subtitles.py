@@ -17,7 +17,7 @@ from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, open_video, read_frames
 from lipprep.train.metrics import warn
-from lipprep.train.predict import FaceReading
+from lipprep.train.predict import LONGEST, FaceReading
 from lipprep.train.utterances import Utterance, utterances
 
 _COPIED = {"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"}  # sound that an mp4 takes as it is
@@ -67,7 +67,8 @@ def write_video(
         container, pictures = open_video(video)
         stack.enter_context(container)
         stream, sound = None, None
-        for number, frame in enumerate(watched(SoundFrames(read_frames(video, fps=fps, color=True)))):
+        whole = read_frames(video, fps=fps, color=True, longest=LONGEST)
+        for number, frame in enumerate(watched(SoundFrames(whole))):
             if stream is None:  # players take the first stream for the pictures
                 stream, sound = _new_stream(out, frame, fps), _Sound(container, pictures, out)
             sound.copy(number / fps)

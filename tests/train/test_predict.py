@@ -246,6 +246,14 @@ def test_what_is_sound_of_a_damaged_video_is_read(reader, face, tmp_path, capsys
     assert "cut.mkv" in err and "It is read up to there" in err
 
 
+def test_a_day_of_video_is_read_and_no_more(reader, face, monkeypatch, tmp_path, capsys):
+    assert predict.LONGEST / reader.fps == 24 * 3600
+    monkeypatch.setattr(predict, "LONGEST", 4)
+    (reading,) = reader.read_video(write_video(tmp_path / "v.mp4", [face] * 6))
+    assert len(reading.points_TKD) == reading.windows[-1].stop < 6
+    assert "has more than 4 frames at 25 fps" in capsys.readouterr().err
+
+
 def test_folders_stand_for_the_videos_below_them(tmp_path):
     for name in ("b/2.MP4", "b/1.mpg", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
