@@ -21,8 +21,9 @@ from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.remote import REQUESTS, RemotePath
 
 STAGES = ("landmarks", "crops", "shards")
-# Raised whenever a stage's output changes for the same input: what was made before is then stale.
-STAGE_VERSIONS = {"landmarks": 1, "crops": 1, "shards": 1}
+# Raised whenever a stage's output, or what its records say of it, changes for the same input: what was made before is
+# then stale. 2: small faces in large frames are found; more figures.
+STAGE_VERSIONS = {"landmarks": 2, "crops": 2, "shards": 2}
 # The fields of a manifest's row that a stage reads; a change in another leaves its output fresh. Those of _RARE count
 # only in chunks where a clip has them.
 ROW_FIELDS = {

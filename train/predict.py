@@ -27,7 +27,6 @@ from lipprep.stages.failures import ClipFailure
 from lipprep.stages.held import HeldPath
 from lipprep.stages.landmarks import Detector, load_detector, track
 from lipprep.stages.landmarks.faces import FaceTrack, track_faces
-from lipprep.stages.landmarks.tiles import Tiles
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, read_frames
@@ -222,7 +221,7 @@ class Reader:
         if all_faces and self.crop.needs_landmarks:
             return track_faces(frames, self.detector)
         if self.crop.needs_landmarks:
-            points_TKD = track(frames, Tiles(self.detector)).points
+            points_TKD = track(frames, self.detector).points
             return [FaceTrack(0, points_TKD)] if np.isfinite(points_TKD).any() else []
         count = sum(1 for _ in frames)
         return [FaceTrack(0, np.full((count, 68, 2), np.nan, np.float32))] if count else []

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lipprep.stages.landmarks.detector import Detector, Face, choose_face
+from lipprep.stages.landmarks.tiles import Tiles
 from lipprep.stages.stopwatch import spent
 
 _AT_ONCE = 1 << 20  # bytes of frames that are decoded in a row
@@ -30,8 +31,11 @@ def track(frames: Iterable[np.ndarray], detector: Detector) -> ClipLandmarks:
 
     Faces are detected in the first frame, wherever the face is lost, and in every 12th frame, to count
     them and to see that the tracked face is still one of them. A face lost for a moment is not replaced
-    by somebody else's; after 6 frames without it any face is taken.
+    by somebody else's; after 6 frames without it any face is taken. With `mesh`, which shrinks what it looks at, large
+    frames in which no face is seen are looked at part by part (`Tiles`).
     """
+    if detector.name == "mesh":
+        detector = Tiles(detector)  # a new one for each clip: it remembers when it looked
     rows: list[np.ndarray] = []
     face: Face | None = None  # where to look in this frame
     last: Face | None = None  # where the clip's face was last

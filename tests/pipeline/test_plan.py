@@ -141,13 +141,13 @@ def test_a_clip_that_is_retried_is_computed_alone(of_four, lipprep, own):
 
 def test_what_another_version_made_is_made_again(chain, lipprep, monkeypatch):
     chain()
-    monkeypatch.setitem(plan.STAGE_VERSIONS, "landmarks", 2)
+    monkeypatch.setitem(plan.STAGE_VERSIONS, "landmarks", 9)
     (reason,) = rows(lipprep)["landmarks"]["reasons"]
-    assert reason == "made by version 1 of the stage, this is 2"
+    assert reason == "made by version 2 of the stage, this is 9"
     assert "run `lipprep landmarks` first" in lipprep("shards", "-j", 1, code=1).stderr
     assert run(lipprep, "landmarks")["clips_computed"] == 12
     header = read_header(next(Path("work/m/landmarks").glob("*.tar")))
-    assert header["version"] == 2
+    assert header["version"] == 9
 
 
 def test_damage_that_makes_an_artefact_none_is_told(chain, lipprep):

@@ -142,3 +142,14 @@ def test_identity_is_the_networks(mesh):
 def test_unknown_detectors_are_listed():
     with pytest.raises(ValueError, match="mesh, fan, dlib"):
         load_detector("haar")
+
+
+def test_a_small_face_in_a_large_frame_is_followed(mesh, gray):
+    frame = np.full((720, 1280), 90, np.uint8)
+    frame[300:420, 900:1020] = cv2.resize(gray, (120, 120), interpolation=cv2.INTER_AREA)
+    assert not mesh.faces(frame)
+    first, second = (track([frame, frame], mesh).points for _ in range(2))
+    assert np.isfinite(first).all()
+    np.testing.assert_array_equal(first, second)  # nothing of a clip is remembered in the next
+    x, y = first[0].mean(0)
+    assert 900 < x < 1020 and 300 < y < 420
