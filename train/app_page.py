@@ -20,7 +20,7 @@ import numpy as np
 
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.untrusted import printable
-from lipprep.stages.video import VideoInfo, probe, read_frames
+from lipprep.stages.video import SoundFrames, VideoInfo, probe, read_frames
 from lipprep.train.predict import WINDOW, FaceReading, Reader
 from lipprep.train.timeline import draw_timeline
 from lipprep.train.utterances import utterances
@@ -151,7 +151,8 @@ def _inside(content: bytes, kind: str) -> str:
 
 
 def _faces_figure(reader: Reader, video: Path, faces: Sequence[FaceReading]) -> str:
-    frames = islice(read_frames(video, fps=reader.fps, color=True), round(SHOWN_SECONDS * reader.fps))
+    frames = SoundFrames(read_frames(video, fps=reader.fps, color=True))  # up to where those are that were read
+    frames = islice(frames, round(SHOWN_SECONDS * reader.fps))
     source = _inside(faces_video(frames, faces, reader.fps), "video/mp4")
     caption = (
         "The faces and their landmarks" if len(faces) > 1 else "The face, and the 68 landmarks found in each frame"
@@ -246,7 +247,7 @@ def _facts(reader: Reader, info: VideoInfo, faces: Sequence[FaceReading]) -> str
         "Windows read": f"{windows} of up to {WINDOW} frames" if windows > 1 else f"{windows}",
         "Faces found": f"{len(faces)}, with landmarks in {landmarks}",
         "Confidence": (
-            "not calibrated: the network's own, which is mostly too high"
+            "not calibrated: the network's own, which need not be how often it is right"
             if reader.temperature is None
             else f"calibrated on the validation split, with a temperature of {reader.temperature:.2f}"
         ),

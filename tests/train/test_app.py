@@ -7,10 +7,11 @@ import torch
 from click.testing import CliRunner
 
 from lipprep.train import app
-from lipprep.train.app_page import seen_by_network
+from lipprep.train.app_page import seen_by_network, show
 from lipprep.train.augment import eval_batch
 from lipprep.train.cli_app import demo_app
 from lipprep.train.config import load_recipe
+from lipprep.train.predict import load_reader
 
 
 @pytest.fixture
@@ -48,3 +49,10 @@ def test_the_crop_that_is_shown_is_the_one_that_the_network_is_given(size):
     assert seen_TSS.shape == (3, 72, 72)
     given, again = (eval_batch(torch.from_numpy(m)[None], torch.tensor([3]), options) for m in (mouth_TSS, seen_TSS))
     assert torch.equal(given, again)
+
+
+def test_what_is_sound_of_a_damaged_video_is_shown(trained_run, make_video, face_frames, tmp_path):
+    whole = make_video(tmp_path / "whole.mkv", face_frames).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    page = show(load_reader(trained_run, device="cpu"), tmp_path / "cut.mkv", name="cut.mkv")
+    assert "<video src='data:video/mp4;base64," in page and "<h2>cut.mkv</h2>" in page
