@@ -34,12 +34,13 @@ def run(command: click.Command, **more: object) -> None:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let Ctrl-C end in what to do next."""
+def interruptible(*, resumes: bool = True) -> Iterator[None]:
+    """Let Ctrl-C end in what to do next; a command that does not go on where it was has nothing to say of that."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("\nStopped. What is done is kept: run the same command again to go on.", err=True)
+        kept = " What is done is kept: run the same command again to go on." if resumes else ""
+        click.echo(f"\nStopped.{kept}", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -72,14 +73,18 @@ class LocalFolder(click.Path):
 
 
 class Command(click.Command):
-    """A command whose bad input ends in one message, and Ctrl-C in what to do next: never in a traceback."""
+    """A command whose bad input ends in one message, and Ctrl-C in what to do next: never in a traceback.
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    `resumes`: called again, it goes on where it was stopped.
+    """
+
+    def __init__(self, *args: object, resumes: bool = True, **kwargs: object) -> None:
         super().__init__(*args, **{"context_settings": CONTEXT, **kwargs})
+        self._resumes = resumes
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            with interruptible():
+            with interruptible(resumes=self._resumes):
                 return super().invoke(ctx)
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read has heard enough; click knows what to do

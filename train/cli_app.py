@@ -8,7 +8,7 @@ from lipprep.command import Command
 from lipprep.train.cli import DEVICE
 
 
-@click.command("demo-app", cls=Command)
+@click.command("demo-app", cls=Command, resumes=False)
 @click.option(
     "--checkpoint",
     required=True,

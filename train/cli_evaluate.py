@@ -10,7 +10,7 @@ from lipprep.stages.remote import RemotePath
 from lipprep.train.cli import CACHE, CACHE_SIZE, DEVICE, SHARDS, ask
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, resumes=False)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @SHARDS
 @CACHE

@@ -29,7 +29,7 @@ def _output(name: str, metavar: str, help: str):
     return click.option(f"--{name}", metavar=metavar, type=click.Path(path_type=Path, dir_okay=False), help=help)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, resumes=False)
 @click.argument("videos", nargs=-1, metavar="[VIDEO|FOLDER|URL]...", type=Place())
 @click.option(
     "--checkpoint",

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from lipprep.cli import main
 from lipprep.train import camera
-from lipprep.train.predict import WindowReading
+from lipprep.train.predict import Reader, WindowReading
 
 
 def call(*args, code: int = 0):
@@ -78,6 +78,14 @@ def test_what_does_not_go_together_or_cannot_be_written(model, video, tmp_path):
         assert result.exit_code in (1, 2) and message in result.output, result.output
         assert "Traceback" not in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_ctrl_c_promises_nothing_that_is_kept(model, video, monkeypatch):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reader, "read_video", pressed)
+    assert call(video, *model, code=130).stderr.endswith("\nStopped.\n")
 
 
 def write_sound(path):
