@@ -109,9 +109,14 @@ def abandon(file: BinaryIO) -> None:
 def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
     """Yield a file to write; on success it is fsynced and takes the name `path`, on failure it goes.
 
-    Raises RemoteError where a store does not take it; what was there before is there still.
+    Raises RemoteError where a store does not take it; what was there before is there still. A device or a pipe of that
+    name, as /dev/null, takes what is written and stays what it is.
     """
     path = place(path)
+    if isinstance(path, Path) and path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path, uuid.uuid4().hex[:12])  # processes of two containers may have one number
     file = io.BufferedWriter(Output(temporary))

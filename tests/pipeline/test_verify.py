@@ -464,7 +464,8 @@ def test_all_damage_is_found_in_one_run(shards):
 @pytest.mark.parametrize(("folder", "flips"), [("shards", 150), ("work/m/landmarks", 50)])
 def test_a_bit_flipped_anywhere_is_found(data, folder, flips):
     rng = random.Random(f"{folder} 0")
-    files = sorted(p for p in Path(folder).iterdir() if not p.name.startswith("."))
+    # The card is text for people, and may be changed by them.
+    files = sorted(p for p in Path(folder).iterdir() if not p.name.startswith(".") and p.name != "README.md")
     assert len(files) == len(bytes_of(Path(folder))) * 2 + (2 if folder == "shards" else 0)
     for n in range(flips):
         path = files[n % len(files)]
