@@ -77,7 +77,7 @@ def open_video(
         size = _size(path)
         if size is None:  # pipes and devices among them, on which reading could wait for ever
             raise ClipFailure(
-                "unreadable", f"{name} is no file: it was moved, or the manifest's root is wrong (--root)"
+                "unreadable", f"{name} is no file: it was moved, or misspelt, or a manifest's root (--root) is wrong"
             )
         if not size:
             raise ClipFailure("unreadable", f"{name} is empty")

@@ -102,12 +102,13 @@ def test_what_is_no_video_of_a_face_is_told_and_the_others_go_on(model, video, m
     write_sound(tmp_path / "sound.wav")
     (tmp_path / "empty.mp4").touch()
     bad = {"dark.mp4": "no face was found", "sound.wav": "has no video stream", "empty.mp4": "is empty"}
+    bad["no.mp4"] = "is no file: it was moved, or misspelt"
     result = call(*(tmp_path / name for name in bad), video, *model, "--json", "-k", 1, code=1)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     for line, (name, message) in zip(lines, bad.items(), strict=False):
         assert line["video"] == str(tmp_path / name) and message in line["error"]
         assert f"{name}" in result.stderr and message in result.stderr
-    assert [line["video"] for line in lines[3:]] == [str(video)] * 3
+    assert [line["video"] for line in lines[4:]] == [str(video)] * 3
 
 
 @pytest.mark.cluster
