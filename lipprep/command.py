@@ -60,6 +60,16 @@ class Place(click.ParamType):
             self.fail(str(error))
 
 
+class Number(click.FloatRange):
+    """A number within bounds. Not a number, which lies within any, is none."""
+
+    def convert(self, value: object, param: object, ctx: object) -> float:
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail(f"{value!r} is not a number")
+        return number
+
+
 class LocalFolder(click.Path):
     """A folder that is written to bit by bit, as no store can."""
 

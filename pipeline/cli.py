@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from lipprep.command import CONTEXT, Command, LocalFolder
+from lipprep.command import CONTEXT, Command, LocalFolder, Number
 from lipprep.pipeline.cli_crops import FROM_CROPS, open_crops, tell
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
@@ -77,7 +77,7 @@ RUN = options(
     ),
     click.option(
         "--clip-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Number(min=0, min_open=True),
         default=120.0,
         show_default=True,
         metavar="SECONDS",

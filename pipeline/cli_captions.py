@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.command import Command, Place
+from lipprep.command import Command, Number, Place
 from lipprep.pipeline.options import FROM, JSON, LISTING, WORKERS, cores, options, words_of
 from lipprep.stages.remote import RemotePath
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lipprep.pipeline.manifest import Manifest
 
 _NAMED = 8  # files of a kind that are named; --json names all
-_SECONDS = click.FloatRange(min=0)
+_SECONDS = Number(min=0)
 TIMINGS = options(
     click.option("--timings", type=Place(), metavar="DIR", help="Where the timings lie.  [default: beside the videos]"),
     click.option(
@@ -50,9 +50,7 @@ CHOICE = options(
         show_default=True,
         help="Seconds a word lasts at most: a clip's 29 frames; longer ones have pauses in them.",
     ),
-    click.option(
-        "--min-confidence", type=click.FloatRange(0, 1), help="Least confidence, where files have one (WhisperX, CTM)."
-    ),
+    click.option("--min-confidence", type=Number(0, 1), help="Least confidence, where files have one (WhisperX, CTM)."),
     click.option(
         "--min-clips", type=click.IntRange(1), default=1, show_default=True, help="Only words with as many clips."
     ),
@@ -60,7 +58,7 @@ CHOICE = options(
     click.option("--one-face", is_flag=True, help="Only words during which exactly one face is seen (decodes videos)."),
     click.option(
         "--min-face",
-        type=click.FloatRange(min=0),
+        type=Number(min=0),
         metavar="PX",
         help="Least distance of the outer eye corners, pixels, of the largest face (decodes videos).",
     ),
@@ -128,7 +126,8 @@ def captions(
     group_of = groups(clips, speakers, same)
     split = draw(clips, group_of, seed)
     rows = [
-        window(o.video, o.word, o.start, o.end, split=split[o.video], speaker=speakers.get(o.video)) for o in spoken
+        window(o.video, o.word, o.start, o.end, split=split[o.video], speaker=speakers.get(o.video), rough=o.rough)
+        for o in spoken
     ]
     if base is not None:
         rows = relative_to(base, root, rows)

@@ -39,7 +39,9 @@ def open_crops(
     is wanted beside them. What plan.yaml has of an earlier listing is taken from there.
     """
     from lipprep.pipeline.from_crops import common_size, list_crops, manifest_of
+    from lipprep.pipeline.manifest import load_manifest
     from lipprep.pipeline.wanted import read_wanted
+    from lipprep.stages.untrusted import is_file, printable
 
     path = manifest_path or manifest_of(folder)
     layout = layout_of(path.stem, work, out)
@@ -50,6 +52,11 @@ def open_crops(
         )
     given = {"annotations": annotations and str(annotations.resolve()), "labels": labels and str(labels.resolve())}
     kept = {name: given[name] or getattr(before, name) for name in given}
+    if is_file(path) and load_manifest(path).filtered is not None:
+        raise ValueError(
+            f"{printable(path)} was filtered, and to list {printable(folder)} again would undo it: leave out "
+            f"--from-crops (`lipprep shards -m {printable(path)}`), or name another manifest"
+        )
     listed = list_crops(folder, path, **kept)
     flags = {**flags, **kept, "from_crops": True}
     if flags["crop_size"] is None and not before.from_crops:

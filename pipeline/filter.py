@@ -18,6 +18,7 @@ from lipprep.pipeline.make import span
 from lipprep.pipeline.manifest import Clip, Manifest, groups
 from lipprep.pipeline.moved import lend
 from lipprep.pipeline.plan import STAGES, Layout
+from lipprep.pipeline.supervise import say
 from lipprep.pipeline.wanted import read_wanted, write_wanted
 
 
@@ -47,7 +48,10 @@ def filter_manifest(table: ClipTable, condition: Condition, columns: dict[str, n
         why = ", ".join(f"{kind}: {count}" for kind, count in left_out.items())
         raise ValueError(f"no clip of {table.manifest.path} stays ({why}): nothing was written")
     clips = _with_spans(table.manifest, stays)
-    return Filtered(replace(table.manifest, path=path, clips=tuple(_without_gaps(clips))), dict(left_out))
+    before = table.manifest.filtered
+    filtered = condition.text if before is None else f"({before}) and ({condition.text})"
+    kept = replace(table.manifest, path=path, clips=tuple(_without_gaps(clips)), filtered=filtered)
+    return Filtered(kept, dict(left_out))
 
 
 def _with_spans(manifest: Manifest, stays: np.ndarray) -> list[Clip]:
@@ -79,11 +83,15 @@ def _without_gaps(clips: Sequence[Clip]) -> list[Clip]:
 def lend_artefacts(manifest: Manifest, old: Layout, new: Layout) -> int:
     """Let the stages of the filtered manifest copy what was made for `manifest`, and want the same; the number of tars.
 
-    They get links to the tars, or copies where a disk has no links, which go once they have served.
+    They get links to the tars, or copies where a disk has no links, which go once they have served. Stored crops are
+    lent by links alone: they are large, and may never be asked for.
     """
     if old.work == new.work:
         return 0
-    count = sum(lend(manifest.name, old.folder(stage), new.work / stage) for stage in STAGES)
+    wanted = read_wanted(old.plan)
+    count = sum(lend(manifest.name, old.folder(s), new.work / s, copy=s != "crops") for s in STAGES)
     if count and not new.plan.exists():
-        write_wanted(new.plan, read_wanted(old.plan))
+        write_wanted(new.plan, wanted)
+    elif count and read_wanted(new.plan) != wanted:
+        say(f"warning: {new.plan} wants other settings than {old.plan}: what differs is made anew")
     return count

@@ -35,7 +35,7 @@ class Clip(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unk
     may be negative) and `num_frames` are given for a window. `word_start` and `word_end` are seconds from the
     clip's first frame; `duration` is the word's, in seconds, as the source says. `tracked_from` and `tracked_to` are
     the frames [from, to) in which the faces of a stretch are followed where that is more than its clips see: others of
-    its clips were filtered out, and landmarks depend on where tracking began.
+    its clips were filtered out, and landmarks depend on where tracking began. `rough`: the word's times are guesses.
     """
 
     key: str
@@ -52,6 +52,7 @@ class Clip(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, forbid_unk
     speaker: str | None = None
     tracked_from: int | None = None
     tracked_to: int | None = None
+    rough: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Manifest:
     """The clips of a corpus.
 
     `root` is the absolute folder, or the one in a store, that videos lie below; `fps` is the clips' frame rate.
+    `filtered` is the condition that its clips are those of another manifest by, None for one that was listed.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Manifest:
     chunk_size: int
     labels: tuple[str, ...]
     clips: tuple[Clip, ...]
+    filtered: str | None = None
 
     @property
     def name(self) -> str:
@@ -151,6 +154,7 @@ def save_manifest(manifest: Manifest) -> None:
         "seed": manifest.seed,
         "chunk_size": manifest.chunk_size,
         "labels": list(manifest.labels),
+        **({} if manifest.filtered is None else {"filtered": manifest.filtered}),
     }
     with replacing(manifest.path) as file:
         file.write(json.dumps(header).encode("ascii") + b"\n")
@@ -179,8 +183,9 @@ def _relative(root: Path | RemotePath, folder: Path) -> str:
 _TYPES = {
     "key": str, "video": str, "split": str, "word": str, "label": int, "chunk": int, "start": int,
     "num_frames": int, "word_start": float, "word_end": float, "duration": float, "speaker": str,
-    "tracked_from": int, "tracked_to": int,
+    "tracked_from": int, "tracked_to": int, "rough": bool,
 }  # fmt: skip
+_KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false"}
 
 
 def _parse(row: object, labels: Sequence[str]) -> Clip:
@@ -191,7 +196,7 @@ def _parse(row: object, labels: Sequence[str]) -> Clip:
         if kind is None:
             raise ValueError(f"unknown field {name!r} (known: {', '.join(_TYPES)})")
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{name} is {value!r}, expected {'a number' if kind is not str else 'a text'}")
+            raise ValueError(f"{name} is {value!r}, expected {_KINDS[kind]}")
     try:
         clip = Clip(**{n: float(v) if _TYPES[n] is float and abs(v) < _MAX_SECONDS else v for n, v in row.items()})
     except TypeError as error:
@@ -304,6 +309,9 @@ def load_manifest(path: Path, *, root: Path | RemotePath | None = None) -> Manif
     _, header = next(_lines(path), (1, None))
     try:
         labels, fps, seed, size, stored = _header(header)
+        filtered = header.get("filtered")
+        if filtered is not None and not isinstance(filtered, str):
+            raise ValueError("its header misstates filtered, the condition that its clips were chosen by")
     except ValueError as error:
         raise ValueError(f"{printable(path)}: {_short(error)}") from None
     clips = _read_quickly(path, labels)
@@ -315,7 +323,7 @@ def load_manifest(path: Path, *, root: Path | RemotePath | None = None) -> Manif
         root = (place(root) if root is not None else _beside(path, stored)).resolve()
     except (ValueError, RuntimeError, OSError) as error:  # a stray byte, or links that lead in a circle
         raise ValueError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
-    return Manifest(path, root, fps, seed, size, labels, tuple(clips))
+    return Manifest(path, root, fps, seed, size, labels, tuple(clips), filtered)
 
 
 def _beside(path: Path, stored: Path | RemotePath) -> Path | RemotePath:

@@ -55,7 +55,8 @@ class Moved:
             return
         keys = {tar: [e["key"] for e in entries] for tar, entries in zip(tars, all_entries(tars), strict=True)}
         where = {key: tar for tar, mine in keys.items() for key in mine}
-        self.dropped = len(where.keys() - {clip.key for clip in manifest.clips})
+        stood = {key for tar, mine in keys.items() if tar.parent == folder for key in mine}
+        self.dropped = len(stood - {clip.key for clip in manifest.clips})
         if where and not replace and not stay and not any(clip.key in where for clip in manifest.clips):
             raise ValueError(
                 f"{folder} holds what was made of other clips than those of {manifest.path} "
@@ -130,10 +131,11 @@ class Moved:
                 drop_aside(self._lent)
 
 
-def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath) -> int:
+def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath, *, copy: bool = True) -> int:
     """Put links to the tars of `dataset` in `folder` where the stage folder `other` of another set copies from.
 
-    Copies, where a disk has no links. Returns their number; 0 where one lies on a disk and the other in a store.
+    Copies, where a disk has no links, or none if not `copy`. Returns their number; 0 where one lies on a disk and the
+    other in a store.
     """
     if isinstance(folder, RemotePath) != isinstance(other, RemotePath):
         return 0
@@ -145,21 +147,24 @@ def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath) -> i
     if lent:
         aside.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
-        list(threads.map(_link, lent, lent.values()))
-    return len(lent)
+        return sum(threads.map(partial(_link, copy=copy), lent, lent.values()))
 
 
-def _link(tar: Path | RemotePath, other: Path | RemotePath) -> None:
-    """Let a tar and its record stand under another name, too."""
+def _link(tar: Path | RemotePath, other: Path | RemotePath, *, copy: bool) -> bool:
+    """Let a tar and its record stand under another name, too, by copying if it must be and `copy`; whether they do."""
     for path, link in ((tar, other), (record_path(tar), record_path(other))):
         if isinstance(path, RemotePath):
-            path.copy_to(link)
+            if copy:
+                path.copy_to(link)
             continue
         link.unlink(missing_ok=True)
         try:
             link.hardlink_to(path)
         except OSError:
+            if not copy:
+                return False
             shutil.copyfile(path, link)
+    return copy or not isinstance(tar, RemotePath)
 
 
 def _in_place(

@@ -29,7 +29,7 @@ STAGE_VERSIONS = {"landmarks": 2, "crops": 2, "shards": 2}
 ROW_FIELDS = {
     "landmarks": ("key", "video", "start", "num_frames", "tracked_from", "tracked_to"),
     "crops": ("key", "video", "start", "num_frames", "tracked_from", "tracked_to"),
-    "shards": tuple(name for name in Clip.__struct_fields__ if name != "chunk"),
+    "shards": tuple(name for name in Clip.__struct_fields__ if name not in ("chunk", "rough")),
 }
 _RARE = {"tracked_from", "tracked_to"}
 

@@ -48,6 +48,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
     word_end: float | None = None
     duration: float | None = None
     speaker: str | None = None
+    rough: bool | None = None
 
 
 Folder = Path | RemotePath
@@ -197,9 +198,19 @@ def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterab
 
 
 def window(
-    video: str, word: str, start: float, end: float, *, split: str | None = None, speaker: str | None = None
+    video: str,
+    word: str,
+    start: float,
+    end: float,
+    *,
+    split: str | None = None,
+    speaker: str | None = None,
+    rough: bool = False,
 ) -> Row:
-    """A clip of 29 frames centred on a word that is said from `start` to `end` seconds, which is not cut short."""
+    """A clip of 29 frames centred on a word that is said from `start` to `end` seconds, which is not cut short.
+
+    `rough`: these times are guesses.
+    """
     begin, finish = round(start * FPS, 6), round(end * FPS, 6)  # frames; without what floats add to halves of them
     first = round((begin + finish) / 2 - GRID_FRAMES / 2)
     return Row(
@@ -212,6 +223,7 @@ def window(
         word_end=round((finish - first) / FPS, 6),
         duration=round((finish - begin) / FPS, 6),
         speaker=speaker,
+        rough=rough or None,
     )
 
 
@@ -351,6 +363,7 @@ def make_manifest(
             word_end=row.word_end,
             duration=row.duration,
             speaker=row.speaker,
+            rough=row.rough,
         )
         try:
             check_clip(clip, labels)

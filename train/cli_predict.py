@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.command import Command, Place
+from lipprep.command import Command, Number, Place
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
@@ -39,15 +39,13 @@ def _output(name: str, metavar: str, help: str):
     help="A run folder (its best.pt) or a checkpoint file.",
 )
 @click.option("--camera", metavar="N", type=click.IntRange(0), help="Read from the system's camera N, the first is 0.")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help="How long to read from it. Default: to Ctrl-C."
-)
+@click.option("--seconds", type=Number(0, min_open=True), help="How long to read from it. Default: to Ctrl-C.")
 @click.option("--all-faces", is_flag=True, help="Read every face, each followed over time; else the largest.")
 @click.option("--step", default=5, show_default=True, type=click.IntRange(1), help="Frames from a window to the next.")
 @click.option(
     "--threshold",
     metavar="P",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     help="Confidence below which a word counts as unknown: -. Default: the checkpoint's, if it is calibrated, else 0.",
 )
 @click.option("-k", "count", default=5, show_default=True, type=click.IntRange(1), help="How many words to list.")

@@ -47,6 +47,7 @@ class Spoken(msgspec.Struct, frozen=True, gc=False):
     word: str
     start: float
     end: float
+    rough: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ def choose(
             drop["doubtful"] += 1
         else:
             sound.append(msgspec.structs.replace(said, word=word))
-    spoken = [Spoken(video, word, start, end) for start, end, word in sorted({(s.start, s.end, s.word) for s in sound})]
+    rough = {(s.start, s.end, s.word): s.rough for s in sound}
+    spoken = [Spoken(video, word, start, end, guessed) for (start, end, word), guessed in sorted(rough.items())]
     drop["doubled"] += len(sound) - len(spoken)
     if (letters := script(s.word for s in spoken)) and len(spoken) >= _FEW:
         account.scripts[file] = letters

@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lipprep.pipeline.deal import deal
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import STAGE_VERSIONS, Chunk, stage_parameters
@@ -103,7 +102,7 @@ def commands(manifest: Manifest, wanted: Wanted, made: Sequence[Stage], named: M
         size = ["--crop-size", str(wanted.crop_size)] if "--crop-size" not in profile else []
         listing = _flag("--annotations", wanted.annotations, None) + _flag("--labels", wanted.labels, None)
         source = ["--from-crops", str(manifest.root)]
-        if not _as_listed(manifest):  # to list them again would undo it
+        if manifest.filtered is not None:  # to list them again would undo it
             return [_as_it_is(manifest), shlex.join(["lipprep", "shards", *where, *out, *profile, *size, *codec])]
         return [shlex.join(["lipprep", "shards", *source, *where, *out, *profile, *size, *codec, *listing])]
     lines = [_manifest_command(manifest)]
@@ -132,20 +131,18 @@ def _manifest_command(manifest: Manifest) -> str:
         kind = "grid"
         unseen = sorted({c.speaker for c in manifest.clips if c.split == "unseen" and c.speaker})
         more = ["--unseen-speakers", ",".join(unseen)] if unseen else []
-    if kind is None or is_crop_file(manifest.clips[0].video) or not _as_listed(manifest):
+    if kind is None or is_crop_file(manifest.clips[0].video) or manifest.filtered is not None:
         return _as_it_is(manifest)
     more += _flag("--seed", manifest.seed, 0) + _flag("--chunk-size", manifest.chunk_size, 512)
     return shlex.join(["lipprep", "manifest", kind, str(manifest.root), "-o", str(manifest.path), *more])
 
 
 def _as_it_is(manifest: Manifest) -> str:
-    return f"# the manifest {shlex.quote(str(manifest.path))} as it is: its own command is not recorded"
-
-
-def _as_listed(manifest: Manifest) -> bool:
-    """Whether the clips stand as a listing of them deals them: not where some were left out of it afterwards."""
-    dealt = deal(manifest.clips, seed=manifest.seed, chunk_size=manifest.chunk_size, fps=manifest.fps)
-    return tuple(dealt) == manifest.clips
+    path = shlex.quote(str(manifest.path))
+    if manifest.filtered is not None:
+        filtered = shlex.join(["lipprep", "manifest", "filter", manifest.filtered])
+        return f"# {path} as it is: what `{filtered}` left of another manifest"
+    return f"# the manifest {path} as it is: its own command is not recorded"
 
 
 def pretty(parameters: Mapping) -> str:

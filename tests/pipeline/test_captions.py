@@ -138,6 +138,7 @@ def test_files_that_cannot_be_read_cost_only_themselves(lipprep, talks, tmp_path
     (v / "d.vtt").write_text("WEBVTT\n\n00:00:01.000 -> 00:00:02.000\nx\n00:01 --> 5\ny\n")
     (v / "e.srt").write_bytes("1\n00:00:01,000 --> 00:00:02,000\ncafé\n".encode("cp1252"))
     found = listed(lipprep, "--rough")
+    assert {c.word: c.rough for c in made().values()} == {"WELL": None, "GO": True, "CAFÉ": True}
     assert {c.word for c in made().values()} == {"WELL", "GO", "CAFÉ"} and found["videos"] == 3
     notes = {n["file"]: n["message"] for n in found["notes"]}
     assert set(notes) == {"a.webm", "b.json", "c.mp4", "d.vtt", "e.srt", "f\\g.mp4"} and "line 5" in notes["d.vtt"]

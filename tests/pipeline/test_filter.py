@@ -58,6 +58,7 @@ def test_what_stays_is_copied_and_is_what_it_would_be_made_anew(filmed):
     assert 0 < len(after.clips) < 6
     assert all(chunk_of[clip.key] == (clip.split, clip.chunk, clip.label) for clip in after.clips)
     assert before.labels == after.labels and before.root == after.root
+    assert (before.filtered, after.filtered) == (None, "black < 0.1 and num_frames == 8")
     dark = {e["key"] for e in read_entries(Path("work/all/crops/train-00000.tar")) if e["figures"]["black"] >= 0.1}
     assert not dark & {clip.key for clip in after.clips}
 
@@ -109,3 +110,18 @@ def test_what_failed_or_is_not_known_does_not_stay_and_is_counted(filmed):
     assert "no nowhere/all/plan.yaml: does -w" in result.output.replace(f"{Path.cwd()}/", "")
     result = filmed("manifest", "filter", "blak < 1", "-m", "manifests/all.jsonl", "-o", "m.jsonl", code=1)
     assert "did you mean black" in result.output
+
+
+def test_filters_of_filters_and_lists_that_would_undo_them(filmed):
+    common = ("-m", "manifests/all.jsonl", "-o", "manifests/once.jsonl")
+    filmed("manifest", "filter", "black < 0.9", *common)
+    Path("work/once").mkdir(exist_ok=True)
+    Path("work/once/plan.yaml").write_text("quality: 80\n")
+    warned = filmed("manifest", "filter", "black < 0.9", *common).stderr
+    assert "wants other settings" in warned and Path("work/once/plan.yaml").read_text() == "quality: 80\n"
+    filmed("manifest", "filter", "jitter < 9", "-m", "manifests/once.jsonl", "-w", "work", "-o", "twice.jsonl", code=1)
+    filmed("landmarks", "-m", "manifests/once.jsonl", "--engine", "serial")
+    filmed("manifest", "filter", "jitter < 9", "-m", "manifests/once.jsonl", "-o", "twice.jsonl")
+    assert load_manifest(Path("twice.jsonl")).filtered == "(black < 0.9) and (jitter < 9)"
+    refused = filmed("shards", "--from-crops", "videos", "--profile", "lrw2021", "-m", "twice.jsonl", code=1).output
+    assert "was filtered" in refused and "leave out --from-crops" in refused
