@@ -26,7 +26,7 @@ DEMO := build/demo
 # lipprep uses all cores itself.
 .NOTPARALLEL:
 # Folders called shards and train stand beside this file: make must not take them for what it is to make.
-.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-predict bench-grid bench-report models-table clean have-videos have-grid
+.PHONY: help setup test test-browser test-cluster test-real chaos lint format demo landmarks crops shards bench bench-scale bench-train bench-landmarks bench-predict bench-grid bench-faults bench-report models-table clean have-videos have-grid
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -148,6 +148,9 @@ bench-predict: $(SETUP)  ## time lipprep predict on ten seconds of 720p, beside 
 
 bench-grid: have-grid $(SETUP)  ## the chain and its accuracy on real videos (LIPPREP_GRID=/path/to/grid, 50 minutes; ARGS=augment, plateau or models)
 	$(BIN)/python benchmarks/grid.py $(ARGS)
+
+bench-faults: have-grid $(SETUP)  ## plant 100 faults in 1,000 clips, and see which the report suspects (LIPPREP_GRID, 6 minutes; ARGS=sample)
+	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 bench-report: $(SETUP)  ## write a report on ten thousand clips, and open its page in Chromium
 	$(BIN)/python benchmarks/report.py $(ARGS)

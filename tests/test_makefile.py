@@ -70,7 +70,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     assert [line.split()[1] for line in done.stdout.splitlines()] == [
         "help", "setup", "test", "test-browser", "test-cluster", "test-real", "chaos", "lint", "format",
         "demo", "landmarks", "crops", "shards", "bench", "bench-scale", "bench-train", "bench-landmarks",
-        "bench-predict", "bench-grid", "bench-report", "models-table", "clean",
+        "bench-predict", "bench-grid", "bench-faults", "bench-report", "models-table", "clean",
     ]  # fmt: skip
 
 
