@@ -316,7 +316,9 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
         end = 0.0  # in frames at `fps`
         for count, frame in enumerate(frames):
             steady, position = count * fps / rate, None
-            if frame.pts is not None:
+            # AVI has no times: FFmpeg counts its packets, which may be in another order than the frames.
+            timeless = container.format.name == "avi" and stream.codec_context.has_b_frames and not sought
+            if frame.pts is not None and not timeless:
                 position = float((frame.pts - origin) * base) * fps
                 # A header's rate may be that of a recorder which has not kept to it: its frames go by their times.
                 by_count = by_count and abs(position - steady) <= _UNSTEADY

@@ -81,6 +81,13 @@ def test_times_count_where_a_video_does_not_keep_to_its_rate(tmp_path):
     assert max(abs(number - k) for k, number in enumerate(read)) <= 1
 
 
+@pytest.mark.parametrize("fps", [25, 50])
+def test_frames_of_avi_are_counted(make_video, tmp_path, fps):
+    path = make_video(tmp_path / "v.avi", numbered(30), fps=fps)  # H.264, in another order than it is shown
+    shown = range(0, 30, fps // 25)
+    assert np.abs(np.subtract(numbers(read_frames(path)), shown)).max() <= 1
+
+
 def test_padded_planes_and_odd_sizes(make_video, tmp_path):
     frames = [np.full((50, 70), 90, np.uint8)] * 3
     assert [f.shape for f in read_frames(make_video(tmp_path / "v.mp4", frames))] == [(50, 70)] * 3
