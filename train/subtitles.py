@@ -21,6 +21,7 @@ from lipprep.train.predict import LONGEST, FaceReading
 from lipprep.train.utterances import Utterance, utterances
 
 _COPIED = {"aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus"}  # sound that an mp4 takes as it is
+_LEAST_RATE = 16_000  # samples a second: an mp4 takes no mp3 of less
 _COLOURS = [(80, 220, 80), (60, 170, 255), (255, 180, 60), (220, 120, 255), (80, 230, 230)]  # BGR, of the faces
 
 
@@ -108,10 +109,11 @@ class _Sound:
         if stream is None or stream.codec_context is None:
             return
         self._shift = (pictures.start_time or 0) * pictures.time_base  # seconds: pictures are written from 0 on
-        if stream.codec_context.name in _COPIED:
+        name, rate = stream.codec_context.codec.canonical_name, stream.codec_context.sample_rate
+        if name in _COPIED and rate >= _LEAST_RATE:
             self._stream = out.add_stream_from_template(stream)
         else:
-            self._stream = self._encoded = out.add_stream("aac", rate=stream.codec_context.sample_rate)
+            self._stream = self._encoded = out.add_stream("aac", rate=rate)
         self._packets = source.demux(stream)
 
     def copy(self, seconds: float | None) -> None:
@@ -130,7 +132,9 @@ class _Sound:
     def _write(self, packet: av.Packet) -> None:
         if self._encoded is not None:
             for heard in packet.decode():
-                heard.pts = None if heard.pts is None else heard.pts - round(self._shift / heard.time_base)
+                if heard.pts is not None:  # in samples: packets of AVI are counted, which is too coarse for parts
+                    heard.pts = round((heard.pts * heard.time_base - self._shift) * heard.sample_rate)
+                    heard.time_base = Fraction(1, heard.sample_rate)
                 self._out.mux(self._encoded.encode(heard))
         elif packet.size:
             shift = round(self._shift / packet.time_base)
