@@ -12,6 +12,7 @@ from lipprep.train.utterances import Utterance, utterances
 
 _SECONDS = 10.0  # of a row, or more where there would be more than _ROWS of them
 _ROWS = 12
+_PANELS = 120  # in a picture, which may have 65,535 pixels a side and takes seconds: of many faces the largest
 _WIDTH, _PIXELS = 12.0, 100  # inches, and pixels of each
 _PANEL, _LEFT = 2.3, 0.8  # inches: the height of a row, and its left margin
 _SHOWN = 28  # mouths in a row
@@ -21,7 +22,7 @@ _KNOWN, _UNKNOWN = "#1f77b4", "#b0b0b0"
 def draw_timeline(
     readings: Sequence[FaceReading], path: Path, *, fps: float, title: str, threshold: float | None, calibrated: bool
 ) -> None:
-    """Write the picture as a PNG: rows of 10 seconds or more, and in each the faces one below the other.
+    """Write the picture as a PNG: rows of 10 seconds or more, and in each the faces that it has, one below the other.
 
     A bar is an utterance, as high as its confidence, and gray where the reader abstains. Raises OSError where it cannot
     be written. Crops must have been kept.
@@ -32,7 +33,7 @@ def draw_timeline(
     total = max(reading.start + len(reading.points_TKD) for reading in readings) / fps
     rows = min(_ROWS, max(1, math.ceil(total / _SECONDS - 1e-6)))
     seconds = total / rows if rows == _ROWS or rows == 1 else _SECONDS
-    panels = [(row, reading) for row in range(rows) for reading in readings]
+    panels = _panels(readings, rows, seconds * fps)
     height = 0.8 + _PANEL * len(panels)
     figure = Figure(figsize=(_WIDTH, height), dpi=_PIXELS)
     FigureCanvasAgg(figure)
@@ -53,10 +54,24 @@ def draw_timeline(
         bars.tick_params(labelsize=8)
         _draw_mouths(strip, reading, begin, end, fps=fps)
         strip.tick_params(labelsize=8)
-    unknown = f"     gray: unknown, less than {100 * threshold:.0f} % likely" if threshold else ""
-    strip.set_xlabel(f"seconds{unknown}", fontsize=8)
+    told = f"     gray: unknown, less than {100 * threshold:.0f} % likely" if threshold else ""
+    if len(shown := {reading.face for _, reading in panels}) < len(readings):
+        told += f"     the largest {len(shown)} of {len(readings)} faces"
+    strip.set_xlabel(f"seconds{told}", fontsize=8)
     with replacing(path) as file:
         figure.savefig(file, format="png")
+
+
+def _panels(readings: Sequence[FaceReading], rows: int, frames: float) -> list[tuple[int, FaceReading]]:
+    """Which face to draw in which row of that many frames: the first ones, as many as a picture holds."""
+    panels: list[tuple[int, FaceReading]] = []
+    for reading in readings:
+        stop = reading.start + len(reading.points_TKD)
+        own = [(row, reading) for row in range(rows) if reading.start < (row + 1) * frames and stop > row * frames]
+        if len(panels) + len(own) > _PANELS:
+            break
+        panels += own
+    return sorted(panels, key=lambda panel: (panel[0], panel[1].face))
 
 
 def _draw_words(axes, said: Sequence[Utterance], begin: float, end: float) -> None:

@@ -3,6 +3,7 @@ import cv2
 import numpy as np
 import pytest
 
+from lipprep.train import timeline
 from lipprep.train.predict import FaceReading, WindowReading
 from lipprep.train.subtitles import write_video
 from lipprep.train.timeline import draw_timeline
@@ -34,6 +35,13 @@ def test_a_timeline_has_rows_of_ten_seconds_or_more(T, rows, count, tmp_path):
     assert picture.shape[:2] == (round(100 * (0.8 + 2.3 * rows * count)), 1200)
     blue, gray, mouths = ((picture == colour).all(axis=2).sum() > 500 for colour in ((180, 119, 31), 176, 200))
     assert (blue, gray, mouths) == (True, count == 2, True)
+
+
+def test_a_timeline_of_many_faces_has_the_largest_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(timeline, "_PANELS", 3)
+    faces = [reading(0, 0, 150, words=["a"]), reading(1, 100, 50, words=["b"]), reading(2, 0, 50, words=["c"])]
+    draw_timeline(faces, tmp_path / "t.png", fps=FPS, title="", threshold=None, calibrated=True)
+    assert cv2.imread(str(tmp_path / "t.png")).shape[0] == round(100 * (0.8 + 2.3 * 3))  # two rows, and one
 
 
 def boxes(frame):
