@@ -222,14 +222,18 @@ def _json_line(video: str, face: int, window: "WindowReading", reader: "Reader")
 def _print_live(name: str, windows: Iterable[tuple[int, "WindowReading"]], reader: "Reader", *, as_json: bool) -> None:
     """Print what a camera shows as it comes: a line where the word changes, or of each window for programs."""
     last: dict[int, str | None] = {}
-    for face, window in windows:
-        word = window.words[0][0] if window.known else None
-        if as_json:
-            click.echo(_json_line(name, face, window, reader))
-        elif last.get(face, "") != word:
-            row = _row(window.start / reader.fps, window.stop / reader.fps, word, window.words, 8)
-            click.echo(f"  face {face} {row}" if len(last.keys() | {face}) > 1 else f"  {row}")
-        last[face] = word
+    try:
+        for face, window in windows:
+            word = window.words[0][0] if window.known else None
+            if as_json:
+                click.echo(_json_line(name, face, window, reader))
+            elif last.get(face, "") != word:
+                row = _row(window.start / reader.fps, window.stop / reader.fps, word, window.words, 8)
+                click.echo(f"  face {face} {row}" if len(last.keys() | {face}) > 1 else f"  {row}")
+            last[face] = word
+    finally:  # Ctrl-C is how it mostly ends
+        if not last:
+            click.echo(f"{name}: nothing was read, as no face was seen for a second or longer", err=True)
 
 
 def _write(

@@ -179,3 +179,8 @@ def test_ctrl_c_ends_a_camera(model, filmed, monkeypatch):
         "  face 1     0.20     1.36   30.0 %  -         (down 30.0)",
     ]
     assert filmed.released
+
+
+def test_a_camera_that_shows_no_face_is_told(model, filmed, monkeypatch):
+    monkeypatch.setattr(camera, "read_camera", lambda *_, **__: iter(()))
+    assert "camera 0: nothing was read, as no face was seen" in call("--camera", 0, *model).stderr
