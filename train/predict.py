@@ -239,7 +239,13 @@ class Reader:
                 job = jobs.popleft()
                 points_TKD, start = tracks[job.face].points_TKD, tracks[job.face].start
                 window = list(held)[job.start - job.stop :]
-                yield job, self.crop_window(window, points_TKD[job.start - start : job.stop - start])
+                try:
+                    mouth_TSS = self.crop_window(window, points_TKD[job.start - start : job.stop - start])
+                except ClipFailure as failure:
+                    if failure.kind != "bad_landmarks":
+                        raise
+                    continue  # points that no face has, in one window: the others are read
+                yield job, mouth_TSS
         if jobs:
             raise ClipFailure("unreadable", f"{printable(video)} had more than {count} frames a moment ago")
 
