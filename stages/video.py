@@ -314,12 +314,12 @@ def _numbered(path: Path, fps: float, first: int) -> Iterator[tuple[int, av.Vide
                 ) from error
         frames = _decoded(path, container, stream, whole=not sought)
         end = 0.0  # in frames at `fps`
+        # AVI has no times: FFmpeg counts its packets, which may be in another order than the frames.
+        avi, ticks, per_second = container.format.name == "avi" and not sought, base.numerator, base.denominator
         for count, frame in enumerate(frames):
-            steady, position = count * fps / rate, None
-            # AVI has no times: FFmpeg counts its packets, which may be in another order than the frames.
-            timeless = container.format.name == "avi" and stream.codec_context.has_b_frames and not sought
-            if frame.pts is not None and not timeless:
-                position = float((frame.pts - origin) * base) * fps
+            steady, position, pts = count * fps / rate, None, frame.pts
+            if pts is not None and not (avi and stream.codec_context.has_b_frames):
+                position = (pts - origin) * ticks / per_second * fps  # rounded once; fractions would take longer
                 # A header's rate may be that of a recorder which has not kept to it: its frames go by their times.
                 by_count = by_count and abs(position - steady) <= _UNSTEADY
             if by_count or position is None:
