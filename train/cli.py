@@ -44,6 +44,13 @@ CACHE_SIZE = click.option(
     type=Size(),
     help="How much is kept, as in 20GB. Default: 50GB, or less: a tenth of the disk, or half of what is free there.",
 )
+CHECKPOINT = click.option(
+    "--checkpoint",
+    required=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="A run folder (its best.pt) or a checkpoint file.",
+)
 DEVICE = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps; auto takes a GPU if any."
 )

@@ -5,17 +5,11 @@ from pathlib import Path
 import click
 
 from lipprep.command import Command
-from lipprep.train.cli import DEVICE
+from lipprep.train.cli import CHECKPOINT, DEVICE
 
 
 @click.command("demo-app", cls=Command, resumes=False)
-@click.option(
-    "--checkpoint",
-    required=True,
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="A run folder (its best.pt) or a checkpoint file.",
-)
+@CHECKPOINT
 @click.option(
     "--port", default=7860, show_default=True, type=click.IntRange(0, 65535), help="0: any port that is free."
 )

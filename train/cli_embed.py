@@ -8,19 +8,13 @@ import click
 
 from lipprep.command import INTERRUPTED, Command, Place
 from lipprep.stages.remote import RemotePath
-from lipprep.train.cli import CACHE, CACHE_SIZE, DEVICE
+from lipprep.train.cli import CACHE, CACHE_SIZE, CHECKPOINT, DEVICE
 from lipprep.train.videos import SUFFIXES, keyed_videos
 
 
 @click.command(cls=Command)
 @click.argument("inputs", nargs=-1, required=True, metavar="VIDEO...|SHARDS", type=Place())
-@click.option(
-    "--checkpoint",
-    required=True,
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="A run folder (its best.pt) or a checkpoint file.",
-)
+@CHECKPOINT
 @click.option(
     "-o",
     "--out",

@@ -16,7 +16,7 @@ from lipprep.command import Command, Number, Place
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
-from lipprep.train.cli import DEVICE
+from lipprep.train.cli import CHECKPOINT, DEVICE
 
 if TYPE_CHECKING:
     from lipprep.train.predict import FaceReading, Reader, WindowReading, Words
@@ -31,13 +31,7 @@ def _output(name: str, metavar: str, help: str):
 
 @click.command(cls=Command, resumes=False)
 @click.argument("videos", nargs=-1, metavar="[VIDEO|FOLDER|URL]...", type=Place())
-@click.option(
-    "--checkpoint",
-    required=True,
-    metavar="RUN",
-    type=click.Path(path_type=Path),
-    help="A run folder (its best.pt) or a checkpoint file.",
-)
+@CHECKPOINT
 @click.option("--camera", metavar="N", type=click.IntRange(0), help="Read from the system's camera N, the first is 0.")
 @click.option("--seconds", type=Number(0, min_open=True), help="How long to read from it. Default: to Ctrl-C.")
 @click.option("--all-faces", is_flag=True, help="Read every face, each followed over time; else the largest.")
