@@ -24,6 +24,7 @@ _TOLD = 8  # copies of a clip
 _DIRECTIONS = 12  # in which descriptions are compared: those in which they differ most
 _LEAST_SPREAD = 1e-6  # a variance above what rounding leaves of descriptions that are the same
 _FARTHEST, _FINEST = 3, 0.25  # cells of `look` that a mouth is looked for off the middle, and in what steps
+_COST = 0.08  # correlation that a move must gain a cell: a mouth 20 pixels off gains three times as much
 _BLOCK = 1 << 14  # clips that are compared at once
 
 
@@ -48,7 +49,8 @@ def off_centre(look_NF: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
     """How far each clip's mouth lies from where its group has it, (N,), in parts of the crop's side; NaN: not known.
 
     The group's median look, moved by up to three cells of eight each way, is laid over the clip's: where they
-    correlate best says how far one is off. `look_NF` has NaN where there is none.
+    correlate best says how far one is off, unless that is hardly better than nearer by: another mouth is not one that
+    lies elsewhere. `look_NF` has NaN where there is none.
     """
     off_N = np.full(len(look_NF), np.nan)
     far_M, order_M, moves_DSS = _moves()
@@ -57,7 +59,12 @@ def off_centre(look_NF: np.ndarray, groups: Sequence[np.ndarray]) -> np.ndarray:
         moved_DDSS = moves_DSS.transpose(0, 2, 1) @ (usual_SS @ moves_DSS)[:, None]
         moved_MF = _unit(moved_DDSS.reshape(len(far_M), -1)[order_M])
         for block in np.array_split(mine, -(-len(mine) // _BLOCK)):
-            off_N[block] = far_M[(_unit(look_NF[block]) @ moved_MF.T).argmax(1)] / LOOK
+            alike_BM = _unit(look_NF[block]) @ moved_MF.T
+            near_B = far_M[(alike_BM - _COST * far_M).argmax(1)]
+            # What a move costs draws it in: where there is one, it is what fits best from there to a cell farther.
+            beyond_BM = (far_M >= near_B[:, None]) & (far_M <= near_B[:, None] + 1)
+            best_B = far_M[np.where(beyond_BM, alike_BM, -1).argmax(1)]
+            off_N[block] = np.where(near_B < 1, near_B, best_B) / LOOK
     return off_N
 
 
