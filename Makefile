@@ -109,6 +109,7 @@ demo: $(SETUP)  ## the whole chain on a small corpus that it makes itself, all o
 	$(LIPPREP) landmarks -m $(DEMO)/manifests/demo.jsonl -w $(DEMO)/work
 	$(LIPPREP) crops -m $(DEMO)/manifests/demo.jsonl -w $(DEMO)/work
 	$(LIPPREP) shards -m $(DEMO)/manifests/demo.jsonl -w $(DEMO)/work -o $(DEMO)/shards
+	$(LIPPREP) report -m $(DEMO)/manifests/demo.jsonl -w $(DEMO)/work --shards $(DEMO)/shards -o $(DEMO)/report.html
 	$(LIPPREP) train --shards $(DEMO)/shards --recipe compact --run $(DEMO)/run
 	$(LIPPREP) evaluate $(DEMO)/run --shards $(DEMO)/shards --split test >$(DEMO)/evaluation.txt
 	@cat $(DEMO)/evaluation.txt
@@ -118,6 +119,7 @@ demo: $(SETUP)  ## the whole chain on a small corpus that it makes itself, all o
 	@echo "manifest    $(DEMO)/manifests/demo.jsonl"
 	@echo "work        $(DEMO)/work/demo"
 	@echo "shards      $(DEMO)/shards"
+	@echo "report      $(DEMO)/report.html"
 	@echo "run         $(DEMO)/run"
 	@echo "evaluation  $(DEMO)/evaluation.txt"
 	@sed -n '/[Tt]op-1/p' $(DEMO)/evaluation.txt
