@@ -9,7 +9,7 @@ import importlib
 import click
 
 from lipprep import __version__
-from lipprep.command import CONTEXT, interruptible, run
+from lipprep.command import CONTEXT, debug_option, interruptible, run
 
 # command: (module, attribute, the line that `lipprep --help` shows)
 COMMANDS = {
@@ -89,6 +89,9 @@ def main() -> None:
       lipprep shards
       lipprep train --shards shards/
     """
+
+
+main.params.append(debug_option())
 
 
 def program() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from lipprep import __version__
+from lipprep.io.errors import UserError
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Clip, Manifest
 from lipprep.stages.lrw import is_lrw
@@ -89,7 +90,7 @@ class Tally:
 def check_licence(licence: str) -> None:
     """Raise ValueError for what is no name of a licence: it stands in a plan, a table and a card, in one line."""
     if not licence.isprintable() or len(licence) > _MAX_LICENCE or "${" in licence:
-        raise ValueError(
+        raise UserError(
             f"--licence {printable(licence)[:60]!r} is no licence's name: give one line of up to {_MAX_LICENCE} "
             'characters, as "CC BY 4.0"'
         )

@@ -35,10 +35,10 @@ from lipprep.pipeline.make import (
     failed,
     make_groups,
     pack,
-    reason,
     sample_json,
     span,
     together,
+    unmade,
 )
 from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import Unwanted, leave_if_orphaned, stop_if_unwanted
@@ -191,10 +191,11 @@ class _Chunk:
         except (OSError, RemoteError):  # of what was made before: no clip's fault
             raise
         except Exception as error:
+            made = unmade(error, self.job, clips)
             return _Group(
                 video,
                 clips,
-                ready={clip.key: (_entry(self.job, clip, reason(error), "", None, {}), {}, True) for clip in clips},
+                ready={clip.key: (_entry(self.job, clip, made, "", None, {}), {}, True) for clip in clips},
             )
 
     def _look(self, video: str, clips: list[Clip]) -> _Group:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from lipprep.command import CONTEXT, Command, LocalFolder, Number
+from lipprep.io.errors import UserError
 from lipprep.pipeline.cli_crops import FROM_CROPS, open_crops, tell
 from lipprep.pipeline.cli_manifest import manifest
 from lipprep.pipeline.cli_status import failures, status
@@ -100,12 +101,12 @@ def _want(layout, flags: dict):
     if wanted.mean_face == PUBLISHED:
         wanted = dataclasses.replace(wanted, mean_face=None)
     if wanted.from_crops and flags.get("exact") is not None:
-        raise ValueError("--exact and --luma say how crops are cut, and those in files are: leave them out")
+        raise UserError("--exact and --luma say how crops are cut, and those in files are: leave them out")
     fixed = wanted.profile == "fixed"
     if flags.get("box") is not None and not fixed:
-        raise ValueError(f"--box is for --profile fixed, and the profile is {wanted.profile}")
+        raise UserError(f"--box is for --profile fixed, and the profile is {wanted.profile}")
     if wanted.from_crops and fixed and wanted.box is not None and wanted.box[2] != wanted.crop_size:
-        raise ValueError(
+        raise UserError(
             f"the box {','.join(map(str, wanted.box))} is {wanted.box[2]} pixels wide, and the crops in the files are "
             f"of {wanted.crop_size}: give --box as they were cut; leave it out where it is not known, or where they "
             "were resized after"
@@ -116,7 +117,7 @@ def _want(layout, flags: dict):
     if wanted.detector != "archive":
         wanted = dataclasses.replace(wanted, archive=None, persons=None)
     elif wanted.archive is None:
-        raise ValueError("--detector archive needs --archive DIR, the folder of the landmark files")
+        raise UserError("--detector archive needs --archive DIR, the folder of the landmark files")
     crop_parameters(wanted)
     if wanted.mean_face is not None:
         load_mean_face(Path(wanted.mean_face))
@@ -242,14 +243,14 @@ def landmarks(
     run = _run(run, device=device)
     listed, layout = open_data_set(manifest_path, root, work)
     if archive is not None and not archive.is_dir():
-        raise ValueError(f"there is no folder {archive} of landmark files")
+        raise UserError(f"there is no folder {archive} of landmark files")
     if persons is not None and not persons.is_file():
-        raise ValueError(f"there is no table of persons {persons}")
+        raise UserError(f"there is no table of persons {persons}")
     if (archive or persons) and detector not in (None, "archive"):
-        raise ValueError(f"--archive and --persons are for --detector archive, not {detector}")
+        raise UserError(f"--archive and --persons are for --detector archive, not {detector}")
     detector = detector or ("archive" if archive else read_wanted(layout.plan).detector)
     if detector == "archive" and device != "cpu":
-        raise ValueError("--device is for the detectors mesh and fan, not for an archive")
+        raise UserError("--device is for the detectors mesh and fan, not for an archive")
     # What the detector lacks is said here, once, not by every clip. The device may be one that only a cluster has.
     here = "cpu" if run.engine.is_cluster and detector != "dlib" else device
     identity = None if detector == "archive" else load_detector(detector, device=here).identity
@@ -341,11 +342,11 @@ def shards(
         flags["licence"] = licence
     if from_crops is not None:
         if root is not None:
-            raise ValueError("--root says where listed files have moved, and --from-crops lists them: give one")
+            raise UserError("--root says where listed files have moved, and --from-crops lists them: give one")
         listing = {"annotations": annotations, "labels": labels}
         listed, layout, flags = open_crops(from_crops, manifest_path, work, out, flags=flags, **listing)
     elif annotations is not None or labels is not None:
-        raise ValueError("--annotations and --labels are for --from-crops DIR, which is listed with them")
+        raise UserError("--annotations and --labels are for --from-crops DIR, which is listed with them")
     else:
         listed, layout = open_data_set(manifest_path, root, work, out)
     if not replace:

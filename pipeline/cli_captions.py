@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lipprep.command import Command, Number, Place
+from lipprep.io.errors import UserError
 from lipprep.pipeline.options import FROM, JSON, LISTING, WORKERS, cores, options, words_of
 from lipprep.stages.remote import RemotePath
 
@@ -108,19 +109,19 @@ def captions(
     folder = how["timings"] or root
     for there in (root, folder):
         if not there.is_dir():
-            raise ValueError(f"there is no folder {there}")
+            raise UserError(f"there is no folder {there}")
     known = None if labels is None else read_labels(labels)
     names = ("case", "rough", "min_confidence", "min_duration", "max_duration", "min_clips", "max_words")
     choice = Choice(wanted=_wanted(words_of(words), known, how["case"]), **{name: how[name] for name in names})
     if choice.min_duration > choice.max_duration:
-        raise ValueError("--min-duration is more than --max-duration: no word has both")
+        raise UserError("--min-duration is more than --max-duration: no word has both")
     account = Account()
     matches = _matches(root, folder, how["lang"], account)
     speakers = speakers_of(matches.timings, how["speaker_from"])
     spoken = _spoken(root, folder, matches, choice, account, out=out, **how)
     if not spoken:
         _tell_notes(account.notes)
-        raise ValueError(f"no word is left for a manifest. {said(account, 0)}")
+        raise UserError(f"no word is left for a manifest. {said(account, 0)}")
     clips = Counter(one.video for one in spoken)
     same = same_files(root, clips)
     group_of = groups(clips, speakers, same)
@@ -168,7 +169,7 @@ def _wanted(words: set[str] | None, labels: Sequence[str] | None, case: str) -> 
 
     for label in labels or ():
         if normalise(label, case) != label:
-            raise ValueError(
+            raise UserError(
                 f"the label {printable(label)!r} is not spelt as words are with --case {case}: choose another --case, "
                 "or spell the label file so"
             )
@@ -186,12 +187,12 @@ def _matches(root: Path | RemotePath, folder: Path | RemotePath, language: str |
     videos = files_below(root)
     found = adopt(match(videos, videos if folder == root else files_below(folder), language=language), folder, account)
     if not found.timings and not found.untimed:
-        raise ValueError(f"there is no video below {root}")
+        raise UserError(f"there is no video below {root}")
     if not found.timings:
         _tell_notes(account.notes)
         spoken = f" in the language {language}" if language else ""
         where = "beside it" if folder == root else f"below {folder}"
-        raise ValueError(
+        raise UserError(
             f"none of {len(found.untimed)} videos below {root} has timings{spoken} {where}: e.g. {found.untimed[0]} "
             "needs a file of its name that ends in .vtt, .srt, .TextGrid, .align, .ctm or .json"
         )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from lipprep.command import Place
+from lipprep.command import Place, log_to
+from lipprep.io.errors import UserError
 from lipprep.pipeline.options import FILE, layout_of, options
 from lipprep.stages.remote import RemotePath
 
@@ -45,15 +46,16 @@ def open_crops(
 
     path = manifest_path or manifest_of(folder)
     layout = layout_of(path.stem, work, out)
+    log_to(layout.logs)
     before = read_wanted(layout.plan)
     if flags["profile"] is None and not before.from_crops:
-        raise ValueError(
+        raise UserError(
             "say how these crops were aligned, e.g. --profile lrw2021: weights are tied to it, and files do not tell"
         )
     given = {"annotations": annotations and str(annotations.resolve()), "labels": labels and str(labels.resolve())}
     kept = {name: given[name] or getattr(before, name) for name in given}
     if is_file(path) and load_manifest(path).filtered is not None:
-        raise ValueError(
+        raise UserError(
             f"{printable(path)} was filtered, and to list {printable(folder)} again would undo it: leave out "
             f"--from-crops (`lipprep shards -m {printable(path)}`), or name another manifest"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lipprep.command import CONTEXT, Command, Place
+from lipprep.io.errors import UserError
 from lipprep.pipeline.cli_captions import captions
 from lipprep.pipeline.options import (
     FILE,
@@ -67,12 +68,12 @@ def _make(
     from lipprep.pipeline.sources import make_manifest, read_labels, relative_to
 
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}")
+        raise UserError(f"there is no folder {root}")
     known = None if labels is None else read_labels(labels)
     wanted = words_of(words)
     rows = list(tqdm(rows_of(wanted), desc="clips", unit="clip"))
     if wanted and (absent := wanted - {r.word for r in rows}):
-        raise ValueError(f"no clip of the words {', '.join(sorted(absent)[:8])} was found below {root}")
+        raise UserError(f"no clip of the words {', '.join(sorted(absent)[:8])} was found below {root}")
     if base is not None:
         rows = relative_to(base, root, rows)
     made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)

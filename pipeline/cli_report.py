@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from lipprep.command import Command, Place
+from lipprep.io.errors import UserError
 from lipprep.pipeline.options import MANIFEST, ROOT, WORK, cores, open_data_set, options
 
 TOLD = 10_000  # clips, the most suspicious ones, that --json lists
@@ -45,7 +46,7 @@ def report(manifest_path, root, work, shards, out, as_json: bool) -> None:
     from lipprep.stages.untrusted import printable
 
     if isinstance(out, Path) and out.is_dir():
-        raise ValueError(f"{printable(out)} is a folder: name the page, as {printable(out / 'report.html')}")
+        raise UserError(f"{printable(out)} is a folder: name the page, as {printable(out / 'report.html')}")
     listed, layout = open_data_set(manifest_path, root, work, shards)
     found = look(listed, layout, read_wanted(layout.plan))
     if out is None and not as_json:

@@ -5,6 +5,7 @@ import json
 import click
 
 from lipprep.command import Command
+from lipprep.io.errors import UserError
 from lipprep.pipeline.options import JSON, MANIFEST, OUT, ROOT, WORK, open_data_set, options
 
 DATA_SET = options(MANIFEST, ROOT, WORK, OUT)
@@ -62,7 +63,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
     chunks = survey(listed, layout, wanted, stages)
     furthest = {(c.split, c.number): c for c in chunks if c.state == "fresh"}  # stages are in their order
     if not furthest:
-        raise ValueError(f"nothing is made of {listed.path} yet, or all of it is stale: run `lipprep {stages[0]}`")
+        raise UserError(f"nothing is made of {listed.path} yet, or all of it is stale: run `lipprep {stages[0]}`")
     listing = list(list_failures(list(furthest.values()), kind))
     if as_json:
         click.echo(json.dumps(listing))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.chunk import run_job
 from lipprep.pipeline.engines import Cluster, ClusterError, WorkerLost
 from lipprep.pipeline.journal import Attempt, attempts
@@ -35,7 +36,7 @@ def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable
     pending = {job.tar: dataclasses.replace(job, attempt=attempt) for job in jobs}
     reached: dict[Path, int] = {}  # how far the attempts at a chunk have come
     barren: Counter = Counter()  # rounds in which a chunk came no further
-    damaged: list[ValueError] = []
+    damaged: list[UserError] = []
     while pending:
         for job, future in run_all(cluster, make_again, list(pending.values()), ahead=cluster.ahead):
             try:
@@ -52,14 +53,14 @@ def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable
                 barren[job.tar] = 0 if progress > reached.get(job.tar, 0) else barren[job.tar] + 1
                 reached[job.tar] = progress
                 if barren[job.tar] == BARREN:
-                    raise ValueError(
+                    raise UserError(
                         f"workers die again and again at {job.tar.stem} without a clip to blame: have they too little "
                         "memory? What is done is kept: run the same command again to go on"
                     ) from error
                 continue
             except (OSError, ClusterError):
                 raise
-            except ValueError as error:
+            except UserError as error:
                 damaged.append(error)
             else:
                 done(job.tar, header)

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 import lipprep
+from lipprep.io.errors import UserError
 from lipprep.pipeline.engines import (
     ANSWER,
     PATIENCE,
@@ -144,7 +145,7 @@ def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Dask]:
         client = stack.enter_context(_client(distributed, address))
         threads = client.nthreads()
         if several := [worker for worker, count in threads.items() if count > 1]:
-            raise ValueError(
+            raise UserError(
                 f"the worker {several[0]} runs {threads[several[0]]} tasks in one process, whose libraries keep state: "
                 "start workers with one thread each (dask worker --nworkers auto --nthreads 1; with dask-jobqueue, "
                 "processes as many as cores)"
@@ -154,7 +155,7 @@ def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Dask]:
         try:
             answers = within(ANSWER, client.run, probe, places)
         except TimeoutError as error:
-            raise ValueError(f"workers of {address} do not answer: are they stopped, or hung?") from error
+            raise UserError(f"workers of {address} do not answer: are they stopped, or hung?") from error
         check(answers)
         # What is left is cancelled when the client is closed.
         yield stack.enter_context(contextlib.closing(_Dask(client, address, places)))

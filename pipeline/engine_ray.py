@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import lipprep
+from lipprep.io.errors import UserError
 from lipprep.pipeline.engines import (
     ANSWER,
     PATIENCE,
@@ -130,7 +131,7 @@ def connect(engine: Engine, places: Sequence[str]) -> Iterator[_Ray]:
         try:
             answers = ray.get(asked, timeout=ANSWER)
         except ray.exceptions.RayError as error:
-            raise ValueError(
+            raise UserError(
                 f"nodes of {engine.address or 'this machine'} do not answer ({printable(error)[:200]}): are they "
                 "stopped, or hung?"
             ) from error
@@ -152,11 +153,11 @@ def _knock(address: str) -> None:
         subprocess.run(ask, check=True, capture_output=True, timeout=ANSWER, text=True, errors="replace")
     except subprocess.CalledProcessError as error:
         if "AUTH" in error.stderr:
-            raise ValueError(
+            raise UserError(
                 f"the Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
                 "`ray get-auth-token` says on its head, or have it in ~/.ray/auth_token here"
             ) from error
         last = error.stderr.strip().rpartition("\n")[2]
-        raise ValueError(f"{address} is not to be used as {_KIND}: {printable(last)[:300]}") from error
+        raise UserError(f"{address} is not to be used as {_KIND}: {printable(last)[:300]}") from error
     except (subprocess.TimeoutExpired, OSError) as error:
         raise silent(address, _KIND, error) from error

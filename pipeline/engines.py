@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 import lipprep
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 
@@ -44,11 +45,11 @@ class Engine:
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
-            raise ValueError(f"unknown engine {self.name!r}: choose one of {', '.join(ENGINES)}")
+            raise UserError(f"unknown engine {self.name!r}: choose one of {', '.join(ENGINES)}")
         if self.address is not None and not self.is_cluster:
-            raise ValueError(f"--address is for --engine dask or ray; {self.name} works on this machine")
+            raise UserError(f"--address is for --engine dask or ray; {self.name} works on this machine")
         if self.address is not None and not self.address.strip():
-            raise ValueError("--address is empty: name a cluster, or leave it out to have one made for the run")
+            raise UserError("--address is empty: name a cluster, or leave it out to have one made for the run")
 
     @property
     def is_cluster(self) -> bool:
@@ -58,7 +59,7 @@ class Engine:
 HERE = Engine()
 
 
-class ClusterError(ValueError):
+class ClusterError(UserError):
     """A cluster is gone, or its workers cannot work."""
 
 
@@ -118,7 +119,7 @@ def package(name: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f'--engine {extra} needs the package {name} ({error}): pip install "lipprep[{extra}]"'
         ) from error
 
@@ -127,8 +128,8 @@ def silent(address: str, what: str, error: Exception) -> ValueError:
     """What to raise where nobody answers at an address as `what` should be there, or it is the address of no such."""
     why = printable(" ".join(str(error).split()))[:300]
     if isinstance(error, OSError):
-        return ValueError(f"nobody answers at {address} as {what}{why and f' ({why})'}")
-    return ValueError(f"{address} is not to be used as {what}: {why}")
+        return UserError(f"nobody answers at {address} as {what}{why and f' ({why})'}")
+    return UserError(f"{address} is not to be used as {what}: {why}")
 
 
 def gone(address: str, why: str = "") -> ClusterError:
@@ -210,7 +211,7 @@ def check(answers: Mapping[str, dict]) -> None:
     if wrong:
         where, why = next(iter(wrong.items()))
         more = f" ({len(wrong)} of {len(answers)} workers cannot work)" if len(wrong) > 1 else ""
-        raise ValueError(f"the worker {where} on {answers[where]['host']} {why}{more}")
+        raise UserError(f"the worker {where} on {answers[where]['host']} {why}{more}")
 
 
 @sent_whole

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lipprep.io.errors import UserError
+
 _LONGEST = 2000  # characters: beyond it Python's parser may not come back
 _LARGEST = 10**100
 _COMPARE = {
@@ -41,17 +43,17 @@ def parse_condition(text: str, known: Collection[str]) -> Condition:
     ('black', 'jitter')
     """
     if len(text) > _LONGEST:
-        raise ValueError(f"the condition has {len(text)} characters, at most {_LONGEST} are read")
+        raise UserError(f"the condition has {len(text)} characters, at most {_LONGEST} are read")
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is no condition anyway
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", None) or str(error)
-        raise ValueError(f"the condition {text!r:.200} cannot be understood ({reason}): {_FORM}") from None
+        raise UserError(f"the condition {text!r:.200} cannot be understood ({reason}): {_FORM}") from None
     names: set[str] = set()
     _check(tree, text, known, names, truth=True)
     if not names:
-        raise ValueError(f"the condition {text!r:.200} names no figure: it may name {', '.join(sorted(known))}")
+        raise UserError(f"the condition {text!r:.200} names no figure: it may name {', '.join(sorted(known))}")
     return Condition(text, tuple(sorted(names)), tree)
 
 
@@ -70,16 +72,16 @@ def _check(node: ast.expr, text: str, known: Collection[str], names: set[str], *
             if node.id not in known:
                 near = difflib.get_close_matches(node.id, known, 1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                raise ValueError(f"there is no figure {node.id!r:.60}: {hint}there are {', '.join(sorted(known))}")
+                raise UserError(f"there is no figure {node.id!r:.60}: {hint}there are {', '.join(sorted(known))}")
             names.add(node.id)
         case ast.UnaryOp(op=ast.USub() | ast.UAdd()) if not truth:
             _check(node.operand, text, known, names, truth=False)
         case ast.Constant(value=int() | float() as value) if not truth and value is not True and value is not False:
             if abs(value) > _LARGEST:
-                raise ValueError(f"{value!r:.40} is larger than any figure")
+                raise UserError(f"{value!r:.40} is larger than any figure")
         case _:
             part = ast.get_source_segment(text.strip(), node) or text
-            raise ValueError(f"{part!r:.200} in the condition cannot be understood: {_FORM}")
+            raise UserError(f"{part!r:.200} in the condition cannot be understood: {_FORM}")
 
 
 def _holds(node: ast.expr, columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.expression import Condition
 from lipprep.pipeline.figures import OK, ClipTable
 from lipprep.pipeline.make import span
@@ -46,7 +47,7 @@ def filter_manifest(table: ClipTable, condition: Condition, columns: dict[str, n
         left_out["against the condition"] = against
     if not stays.any():
         why = ", ".join(f"{kind}: {count}" for kind, count in left_out.items())
-        raise ValueError(f"no clip of {table.manifest.path} stays ({why}): nothing was written")
+        raise UserError(f"no clip of {table.manifest.path} stays ({why}): nothing was written")
     clips = _with_spans(table.manifest, stays)
     before = table.manifest.filtered
     filtered = condition.text if before is None else f"({before}) and ({condition.text})"

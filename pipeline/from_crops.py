@@ -8,6 +8,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.manifest import Manifest, load_manifest, save_manifest
 from lipprep.pipeline.sources import VIDEO_SUFFIXES, lrw, make_manifest, read_labels
 from lipprep.pipeline.wanted import Wanted
@@ -22,7 +23,7 @@ _LOOKS = 64  # files whose headers tell the size of all
 def manifest_of(folder: Path | RemotePath) -> Path:
     """Where the manifest of the crops below `folder` stands, unless another place is named."""
     if not (name := folder.resolve().name):
-        raise ValueError(f"{folder} has no name that its manifest could have: name one with -m manifests/NAME.jsonl")
+        raise UserError(f"{folder} has no name that its manifest could have: name one with -m manifests/NAME.jsonl")
     return Path("manifests") / f"{name}.jsonl"
 
 
@@ -38,22 +39,22 @@ def list_crops(
     from tqdm import tqdm
 
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {printable(folder)} of mouth crops")
+        raise UserError(f"there is no folder {printable(folder)} of mouth crops")
     before = load_manifest(path) if is_file(path) else None
     if before is not None and (before.root != folder.resolve() or not is_crop_file(before.clips[0].video)):
-        raise ValueError(
+        raise UserError(
             f"{printable(path)} lists other clips, those of {printable(before.root)}: name another manifest with -m; "
             f"or, if the crops have moved, leave --from-crops out and say --root {printable(folder)}"
         )
     texts = None if annotations is None else place(annotations)
     if texts is not None and not texts.is_dir():
-        raise ValueError(f"there is no folder {printable(texts)} of annotations: say where with --annotations")
+        raise UserError(f"there is no folder {printable(texts)} of annotations: say where with --annotations")
     # Videos are counted, so that it can be said what becomes of them.
     rows = list(tqdm(lrw(folder, suffixes=SUFFIXES | VIDEO_SUFFIXES, annotations=texts), desc="clips", unit="clip"))
     crops = [row for row in rows if is_crop_file(row.video)]
     if not crops:
         remedy = f"; its videos are for `lipprep manifest lrw {printable(folder)}`" if rows else ""
-        raise ValueError(
+        raise UserError(
             f"there are no mouth crops WORD/{{train,val,test}}/NAME.npz or .npy below {printable(folder)}{remedy}"
         )
     if videos := len(rows) - len(crops):
@@ -62,7 +63,7 @@ def list_crops(
         )
     if texts is not None and all(row.duration is None for row in crops):
         example = texts / Path(crops[0].video).with_suffix(".txt").as_posix()
-        raise ValueError(f"no clip has a duration in {printable(texts)}, e.g. {printable(example)} tells none")
+        raise UserError(f"no clip has a duration in {printable(texts)}, e.g. {printable(example)} tells none")
     known = None if labels is None else read_labels(Path(labels))
     kept = {} if before is None else {"seed": before.seed, "chunk_size": before.chunk_size, "fps": before.fps}
     return make_manifest(path, crops, root=folder, labels=known, **kept)
@@ -84,7 +85,7 @@ def common_size(manifest: Manifest, profile: str) -> int:
         looked = dict(zip(paths, threads.map(_shape, paths), strict=True))
     shapes = {path: found for path, found in looked.items() if isinstance(found, tuple)}
     if not shapes:
-        raise ValueError(
+        raise UserError(
             f"none of the {len(paths)} crop files that were looked at can be packed, e.g. {next(iter(looked.values()))}"
         )
     usual = Counter(shape[1:] for shape in shapes.values()).most_common(1)[0][0]
@@ -104,16 +105,16 @@ def check_kind(stage: str, manifest: Manifest, wanted: Wanted) -> None:
     """Raise ValueError where `stage` cannot be made of the manifest's clips: crops have no landmarks."""
     path, first = printable(manifest.path), manifest.clips[0].video
     if not wanted.from_crops and is_crop_file(first):
-        raise ValueError(
+        raise UserError(
             f"{path} lists mouth crops, not videos: `lipprep shards --from-crops {printable(manifest.root)} -m {path} "
             "--profile NAME` packs them, where NAME says how they were aligned"
         )
     if not wanted.from_crops:
         return
     if stage != "shards":
-        raise ValueError(f"the clips of {path} are mouth crops already: `lipprep shards -m {path}` packs them")
+        raise UserError(f"the clips of {path} are mouth crops already: `lipprep shards -m {path}` packs them")
     if other := next((c for c in manifest.clips if c.start is not None or not is_crop_file(c.video)), None):
-        raise ValueError(
+        raise UserError(
             f"{path} lists {printable(other.key)}, which is no whole file of crops, and crops are to be packed "
             "(plan.yaml says from_crops): list videos under another name"
         )

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lipprep.io.errors import LOG, UserError, debugging, log_internal_error
 from lipprep.pipeline.inputs import archive_name
 from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
@@ -41,7 +43,8 @@ class Job:
     tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
     worked on any more, with class and message. A clip that takes more than `clip_timeout` seconds ends the
     process. `deep` does not trust a source's size and time of change. `together` lets a detector that gains by it work
-    on several videos at once. `held` are remote videos that are in memory already.
+    on several videos at once. `held` are remote videos that are in memory already. `logs` is the folder that tracebacks
+    of internal errors are logged in.
     """
 
     stage: str
@@ -64,6 +67,7 @@ class Job:
     deep: bool = False
     together: bool = True
     held: Mapping[str, RemotePath] = field(default_factory=dict)
+    logs: Path | None = None
 
     def path(self, video: str) -> Path | RemotePath:
         """Where a video is read from."""
@@ -84,12 +88,23 @@ def failed(kind: str, message: str, **more: object) -> Made:
     return Made(None, {}, {"class": kind, "message": printable(message), **more})
 
 
-def reason(failure: Exception) -> Made:
-    """A clip that raised `failure`."""
-    if isinstance(failure, ClipFailure):
-        return failed(failure.kind, str(failure))
-    # A fault of ours or of a library's must not cost the chunk; its clip is named, with all that is known.
-    return failed("error", f"{type(failure).__name__}: {failure}")
+def refused(failure: ClipFailure) -> Made:
+    """Return the outcome of a clip that cannot be used, for the reason that `failure` gives."""
+    return failed(failure.kind, str(failure))
+
+
+def unmade(error: Exception, job: Job, clips: Sequence[Clip]) -> Made:
+    """Return the outcome of `clips`, which raised `error`; a fault of lipprep's is logged with its traceback."""
+    if isinstance(error, ClipFailure):
+        return refused(error)
+    if isinstance(error, UserError):
+        return failed("error", str(error))
+    # A fault of ours or of a library's must not cost the chunk.
+    log_internal_error(error, f"{job.stage} {' '.join(clip.key for clip in clips)}", job.logs)
+    if debugging():
+        traceback.print_exception(error)
+    where = "a log below TMPDIR" if job.logs is None else f"logs/{LOG} in the work folder"
+    return failed("error", f"internal error, a fault in lipprep ({type(error).__name__}: {error}): see {where}")
 
 
 @cache
@@ -136,7 +151,7 @@ def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: Soun
     made = []
     for clip in clips:
         if frames is not None and (failure := frames.lacks(clip.start, clip.num_frames)) is not None:
-            made.append(reason(failure))
+            made.append(refused(failure))
             continue
         points, count = found.points, len(found.points)
         if clip.start is not None and count:
@@ -168,7 +183,7 @@ def _landmark_groups(
 
     def track_held() -> None:
         clock(sum(len(videos[n][1]) for n, _, _ in held))
-        _track_held(held, videos, detector, made)
+        _track_held(job, held, videos, detector, made)
 
     for n, (video, clips) in enumerate(videos):
         clock(len(clips))
@@ -183,7 +198,7 @@ def _landmark_groups(
         except RemoteError:  # the network's fault, and no clip's
             raise
         except Exception as error:
-            made[n] = [reason(error)] * len(clips)
+            made[n] = [unmade(error, job, clips)] * len(clips)
             continue
         if held and size > room:
             track_held()
@@ -206,11 +221,13 @@ def _up_to(limit: int, pictures: Iterable[np.ndarray]) -> list[np.ndarray]:
     return taken
 
 
-def _track_held(held: list, videos: list[tuple[str, list[Clip]]], detector: BatchDetector, made: list) -> None:
+def _track_held(
+    job: Job, held: list, videos: list[tuple[str, list[Clip]]], detector: BatchDetector, made: list
+) -> None:
     tracked = _track_all([pictures for _, _, pictures in held], detector)
     for (n, frames, _), found in zip(held, tracked, strict=True):
         if isinstance(found, Exception):
-            made[n] = [reason(found)] * len(videos[n][1])
+            made[n] = [unmade(found, job, videos[n][1])] * len(videos[n][1])
         else:
             made[n] = _landmarks(*videos[n], found, frames)
 
@@ -222,7 +239,7 @@ def _track_all(clips: list[list[np.ndarray]], detector: BatchDetector) -> list[C
     try:
         return track_clips(clips, detector)
     except torch.OutOfMemoryError as error:
-        raise ValueError(
+        raise UserError(
             f"the device has too little memory ({str(error).splitlines()[0]}): let fewer workers share it (-j)"
         ) from error
     except Exception as error:
@@ -276,7 +293,7 @@ def _crop_figures(crop: Crop) -> dict:
 def _crop_group(job: Job, video: str, clips: list[Clip], points: list) -> list[Made]:
     """Mouth crops of the clips of one video: its frames are decoded once."""
     return [
-        Made({MOUTH: npy_bytes(crop.mouth)}, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)
+        Made({MOUTH: npy_bytes(crop.mouth)}, _crop_figures(crop)) if isinstance(crop, Crop) else refused(crop)
         for crop in _cut(job, video, clips, points)
     ]
 
@@ -286,7 +303,7 @@ def pack(job: Job, clip: Clip, mouth: np.ndarray, figures: dict) -> Made:
     try:
         with spent("encode"):
             extension, payload = encode_mouth(mouth, codec=job.wanted.codec, quality=job.wanted.quality)
-    except ValueError as error:
+    except UserError as error:
         return failed("too_long", str(error))
     return Made({extension: payload, "json": sample_json(clip, len(mouth))}, figures)
 
@@ -315,7 +332,7 @@ def _shard_group(job: Job, video: str, clips: list[Clip], inputs: list) -> list[
             figures = {"num_frames": len(mouth), **mouth_quality(mouth)}
         return [pack(job, clip, mouth, figures) for clip in clips]
     return [
-        pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else reason(crop)
+        pack(job, c, crop.mouth, _crop_figures(crop)) if isinstance(crop, Crop) else refused(crop)
         for c, crop in zip(clips, _cut(job, video, clips, inputs), strict=True)
     ]
 
@@ -347,7 +364,7 @@ def make_groups(job: Job, groups: list[tuple[str, list[Clip], list]], clock: Cal
         except RemoteError:  # the network's fault, and no clip's
             raise
         except Exception as error:
-            made.append([reason(error)] * len(clips))
+            made.append([unmade(error, job, clips)] * len(clips))
     return made
 
 

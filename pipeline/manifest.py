@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import SPLITS, check_labels
@@ -128,16 +129,16 @@ def check_video_path(video: str) -> None:
         return
     parts = video.split("/")
     if not parts[0] or ".." in parts or "\\" in video or ":" in parts[0] or video == ".":
-        raise ValueError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
+        raise UserError(f"video {video!r} is no path below the root: use forward slashes, no drive and no '..'")
     if "" in parts or "." in parts:
         clean = PurePosixPath(video).as_posix()
-        raise ValueError(f"video {video!r}: write {clean!r}, for two names of one file could be in two splits")
+        raise UserError(f"video {video!r}: write {clean!r}, for two names of one file could be in two splits")
     try:
         named = b"\0" not in os.fsencode(video)
     except UnicodeEncodeError:
         named = False
     if not named:
-        raise ValueError(f"video {video!r} holds characters that no file's name can have")
+        raise UserError(f"video {video!r} holds characters that no file's name can have")
 
 
 def stretch(clip: Clip, fps: float) -> tuple[str, int]:
@@ -190,17 +191,17 @@ _KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or fals
 
 def _parse(row: object, labels: Sequence[str]) -> Clip:
     if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+        raise UserError("not a JSON object")
     for name, value in row.items():
         kind = _TYPES.get(name)
         if kind is None:
-            raise ValueError(f"unknown field {name!r} (known: {', '.join(_TYPES)})")
+            raise UserError(f"unknown field {name!r} (known: {', '.join(_TYPES)})")
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{name} is {value!r}, expected {_KINDS[kind]}")
+            raise UserError(f"{name} is {value!r}, expected {_KINDS[kind]}")
     try:
         clip = Clip(**{n: float(v) if _TYPES[n] is float and abs(v) < _MAX_SECONDS else v for n, v in row.items()})
     except TypeError as error:
-        raise ValueError(f"fields are missing: {error}") from None
+        raise UserError(f"fields are missing: {error}") from None
     check_clip(clip, labels)
     return clip
 
@@ -235,26 +236,26 @@ def check_clip(clip: Clip, labels: Sequence[str]) -> None:
         return
     check_video_path(clip.video)
     if clip.split not in SPLITS:
-        raise ValueError(f"unknown split {clip.split!r} (known: {', '.join(SPLITS)})")
+        raise UserError(f"unknown split {clip.split!r} (known: {', '.join(SPLITS)})")
     if not 0 <= clip.label < len(labels) or labels[clip.label] != clip.word:
-        raise ValueError(f"label {clip.label} and word {clip.word!r} do not agree with the header's labels")
+        raise UserError(f"label {clip.label} and word {clip.word!r} do not agree with the header's labels")
     if (clip.start is None) != (clip.num_frames is None) or (clip.num_frames is not None and clip.num_frames < 1):
-        raise ValueError("a window has both start and num_frames, and at least one frame")
+        raise UserError("a window has both start and num_frames, and at least one frame")
     if clip.start is not None and not -clip.num_frames < clip.start <= MAX_START:
-        raise ValueError(f"the window of {clip.num_frames} frames from frame {clip.start} on sees nothing of a video")
+        raise UserError(f"the window of {clip.num_frames} frames from frame {clip.start} on sees nothing of a video")
     if (clip.num_frames or 0) > MAX_FRAMES:
-        raise ValueError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
+        raise UserError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
     if clip.tracked_from is not None or clip.tracked_to is not None:
         first, last = clip.tracked_from, clip.tracked_to
         if clip.start is None or None in (first, last) or not 0 <= first < last <= MAX_START + MAX_FRAMES:
-            raise ValueError(f"tracked_from {first} and tracked_to {last} are no frames round those of a window")
+            raise UserError(f"tracked_from {first} and tracked_to {last} are no frames round those of a window")
     for name in ("word_start", "word_end", "duration"):
         value = getattr(clip, name)
         # Compared, not converted: a whole number may be larger than any float. Not a number compares to none.
         if value is not None and not (0 if name == "duration" else -_MAX_SECONDS) <= value <= _MAX_SECONDS:
-            raise ValueError(f"{name} is {value}, expected seconds")
+            raise UserError(f"{name} is {value}, expected seconds")
     if not 0 <= clip.chunk < MAX_CHUNK or re.search(r"[^A-Za-z0-9_/@%-]|^/|(^|/)__|(^|/)(/|$)", clip.key):
-        raise ValueError(f"key {clip.key!r} or chunk {clip.chunk} is not of the form that manifests have")
+        raise UserError(f"key {clip.key!r} or chunk {clip.chunk} is not of the form that manifests have")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, object]]:
@@ -265,17 +266,17 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
                 return
             try:
                 if len(line) == limit:
-                    raise ValueError(f"it is longer than {limit} bytes")
+                    raise UserError(f"it is longer than {limit} bytes")
                 if line.strip():
                     yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{printable(path)}, line {number} is no JSON ({printable(error)})") from error
+                raise UserError(f"{printable(path)}, line {number} is no JSON ({printable(error)})") from error
 
 
 def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
     """Labels, fps, seed, chunk size and root of a manifest's first line; ValueError names what is wrong."""
     if not isinstance(header, dict) or header.get("lipprep_manifest") != MANIFEST_VERSION:
-        raise ValueError(
+        raise UserError(
             f"no manifest of version {MANIFEST_VERSION}: its first line must have "
             f'"lipprep_manifest": {MANIFEST_VERSION}'
         )
@@ -292,7 +293,7 @@ def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
     else:
         check_labels(labels)
         return tuple(labels), float(fps), *numbers, place(root)
-    raise ValueError(f"its header lacks or misstates {wrong}")
+    raise UserError(f"its header lacks or misstates {wrong}")
 
 
 def load_manifest(path: Path, *, root: Path | RemotePath | None = None) -> Manifest:
@@ -305,24 +306,24 @@ def load_manifest(path: Path, *, root: Path | RemotePath | None = None) -> Manif
     try:
         check_file(path, "manifest")
     except ValueError as error:
-        raise ValueError(f"{error}: `lipprep manifest --help` shows how to make one") from error
+        raise UserError(f"{error}: `lipprep manifest --help` shows how to make one") from error
     _, header = next(_lines(path), (1, None))
     try:
         labels, fps, seed, size, stored = _header(header)
         filtered = header.get("filtered")
         if filtered is not None and not isinstance(filtered, str):
-            raise ValueError("its header misstates filtered, the condition that its clips were chosen by")
+            raise UserError("its header misstates filtered, the condition that its clips were chosen by")
     except ValueError as error:
-        raise ValueError(f"{printable(path)}: {_short(error)}") from None
+        raise UserError(f"{printable(path)}: {_short(error)}") from None
     clips = _read_quickly(path, labels)
     if clips is None:
         clips = _read_with_care(path, labels)
     if not clips:
-        raise ValueError(f"{printable(path)} lists no clips")
+        raise UserError(f"{printable(path)} lists no clips")
     try:
         root = (place(root) if root is not None else _beside(path, stored)).resolve()
     except (ValueError, RuntimeError, OSError) as error:  # a stray byte, or links that lead in a circle
-        raise ValueError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
+        raise UserError(f"{printable(path)}: its root cannot be found: {printable(error)}") from error
     return Manifest(path, root, fps, seed, size, labels, tuple(clips), filtered)
 
 
@@ -369,11 +370,11 @@ def _read_with_care(path: Path, labels: Sequence[str]) -> list[Clip]:
         try:
             clip = _parse(row, labels)
             if clip.key in keys:
-                raise ValueError(f"key {clip.key!r} stands already in line {keys[clip.key]}")
+                raise UserError(f"key {clip.key!r} stands already in line {keys[clip.key]}")
             if split_of.setdefault(clip.video, clip.split) != clip.split:
-                raise ValueError(f"video {clip.video!r} is in split {split_of[clip.video]} too: splits share no video")
+                raise UserError(f"video {clip.video!r} is in split {split_of[clip.video]} too: splits share no video")
         except ValueError as error:
-            raise ValueError(f"{printable(path)}, line {number}: {_short(error)}") from None
+            raise UserError(f"{printable(path)}, line {number}: {_short(error)}") from None
         keys[clip.key] = number
         clips.append(clip)
     return clips
@@ -390,11 +391,11 @@ def find_manifest(folder: Path = Path("manifests")) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise ValueError(
+        raise UserError(
             f"there is no manifest in {folder}/: make one (`lipprep manifest lrw ROOT -o manifests/lrw.jsonl`) "
             "or name one with -m"
         )
-    raise ValueError(f"{folder}/ holds several manifests, choose one with -m: {', '.join(map(str, found))}")
+    raise UserError(f"{folder}/ holds several manifests, choose one with -m: {', '.join(map(str, found))}")
 
 
 def groups(clips: Iterable[Clip], fps: float) -> Iterator[tuple[str, list[Clip]]]:

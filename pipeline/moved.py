@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest, chunk_name
 from lipprep.pipeline.plan import WHOLE, Chunk, Slice
@@ -58,7 +59,7 @@ class Moved:
         stood = {key for tar, mine in keys.items() if tar.parent == folder for key in mine}
         self.dropped = len(stood - {clip.key for clip in manifest.clips})
         if where and not replace and not stay and not any(clip.key in where for clip in manifest.clips):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds what was made of other clips than those of {manifest.path} "
                 f"(e.g. {next(iter(where))}): is there another manifest of the name {manifest.name}? Choose another -w "
                 f"for one of the two, or remove {folder} if it is not needed any more"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.command import Place
+from lipprep.command import Place, log_to
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def cores() -> int:
     try:
         return cpu_count()
     except ValueError as error:
-        raise ValueError("LOKY_MAX_CPU_COUNT must be a number of cores: set it to one, or unset it") from error
+        raise UserError("LOKY_MAX_CPU_COUNT must be a number of cores: set it to one, or unset it") from error
 
 
 def options(*decorators: Callable) -> Callable:
@@ -111,7 +112,7 @@ def words_of(text: str | None) -> set[str] | None:
         listed = text.split(",")
     words = {word.strip() for word in listed if word.strip()}
     if not words:
-        raise ValueError(f"--words {text!r} names no words")
+        raise UserError(f"--words {text!r} names no words")
     return words
 
 
@@ -121,7 +122,7 @@ def _box(text: str | None) -> tuple[int, ...] | None:
     try:
         x, y, w, h = (int(part) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--box {text} is not of the form X,Y,W,H") from None
+        raise UserError(f"--box {text} is not of the form X,Y,W,H") from None
     return x, y, w, h
 
 
@@ -142,7 +143,9 @@ def open_data_set(
     from lipprep.pipeline.manifest import find_manifest, load_manifest
 
     manifest = load_manifest(manifest_path or find_manifest(), root=root)
-    return manifest, layout_of(manifest.name, work, out or Path("shards"))
+    layout = layout_of(manifest.name, work, out or Path("shards"))
+    log_to(layout.logs)
+    return manifest, layout
 
 
 def layout_of(name: str, work: Path | RemotePath, out: Path | RemotePath) -> "Layout":

@@ -147,6 +147,11 @@ class Layout:
     def plan(self) -> Path:
         return self.work / "plan.yaml"
 
+    @property
+    def logs(self) -> Path:
+        """The folder that tracebacks of internal errors are logged in."""
+        return self.work / "logs"
+
 
 def _why(old: Mapping, new: Mapping) -> str:
     """The difference of two sets of parameters in the user's terms: `crop_size 88 -> 96`."""

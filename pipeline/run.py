@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.accounts import Report, close_accounts
 from lipprep.pipeline.engines import HERE, Cluster, Engine, open_cluster
 from lipprep.pipeline.from_crops import check_kind
@@ -93,6 +94,7 @@ def make_jobs(
             old=moved.old(chunk) if moved else (),
             clip_timeout=run.clip_timeout,
             deep=run.deep,
+            logs=layout.logs if isinstance(layout.logs, Path) else None,
         )
 
 
@@ -150,7 +152,7 @@ def run_stage(
             except OSError as error:
                 if (message := disk_trouble(error, disk, room(), len(pending) - len(made))) is None:
                     raise
-                raise ValueError(message) from error
+                raise UserError(message) from error
         moved.close()
         if moved.dropped and whole:
             say(f"{moved.dropped} clips that {manifest.path} does not list any more are dropped from {folder}")
@@ -188,9 +190,9 @@ def finish(manifest: Manifest, layout: Layout, wanted: Wanted) -> Report:
     """
     began = time.perf_counter()
     if not is_file(layout.plan):
-        raise ValueError(f"nothing was made in {layout.work}: name the folder that the slices wrote to with -w")
+        raise UserError(f"nothing was made in {layout.work}: name the folder that the slices wrote to with -w")
     if not any(layout.out.glob("*.tar")):
-        raise ValueError(f"there are no shards in {layout.out}: name the folder that the slices wrote to with -o")
+        raise UserError(f"there are no shards in {layout.out}: name the folder that the slices wrote to with -o")
     with contextlib.ExitStack() as stack:
         for folder in (layout.folder(stage) for stage in STAGES):
             if isinstance(folder, Path) and folder.is_dir():
@@ -202,7 +204,7 @@ def finish(manifest: Manifest, layout: Layout, wanted: Wanted) -> Report:
         if absent := [c for c in mine if c.state != "fresh"]:
             first = absent[0]
             why = f" ({first.reason})" if first.reason else ""
-            raise ValueError(
+            raise UserError(
                 f"{len(absent)} of {len(mine)} shards are not there, e.g. {first.tar.name} is {first.state}{why}: "
                 "run `lipprep shards` for their slices first"
             )
@@ -226,7 +228,7 @@ def _survey(
     chunks = survey(manifest, layout, wanted, stages, deep=run.deep, part=run.part)
     if above and (absent := [c for c in chunks if c.stage == above and c.state != "fresh"]):
         why = f" ({absent[0].reason})" if absent[0].reason else ""
-        raise ValueError(
+        raise UserError(
             f"{len(absent)} chunks of {above} are {absent[0].state}{why}: run `lipprep {above}"
             f"{' --deep' if run.deep else ''}` first"
         )
@@ -246,7 +248,7 @@ def check_root(manifest: Manifest) -> Path | RemotePath:
     for clip in clips:
         if look(clip.video):
             return manifest.root / clip.video
-    raise ValueError(
+    raise UserError(
         f"none of the manifest's videos is below {manifest.root} (e.g. {manifest.clips[0].video}): is a disk not "
         "mounted? If they have moved, say where with --root"
     )
@@ -277,12 +279,12 @@ def check_out(manifest: Manifest, out: Path | RemotePath) -> None:
     read = Headers(out)
     headers = [h for tar in out.glob("*.tar") if (h := read(tar)) is not None]
     if any(h["stage"] != "shards" for h in headers):
-        raise ValueError(f"{out} holds the artefacts of another stage: choose another -o")
+        raise UserError(f"{out} holds the artefacts of another stage: choose another -o")
     names = {h["dataset"] for h in headers}
     with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
         names.add(load_index(out).dataset)
     if names - {manifest.name}:
-        raise ValueError(
+        raise UserError(
             f"{out} holds shards of data set {', '.join(sorted(names))}, not of {manifest.name}: choose another -o, "
             "or --replace them"
         )
@@ -310,7 +312,7 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
         starts = [e["offset"] for e in entries if e["status"] == "ok"]
         if len(starts) != shard.samples or len(entries) != len(clips):
             uncommit(tar)
-            raise ValueError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
+            raise UserError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
         offsets[shard.name] = [*starts, read(tar)["end"]]
         tally.add(clips, entries)
     if card != "":

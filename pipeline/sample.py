@@ -15,6 +15,7 @@ import av
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.talker import CANVAS, LOOKS, SIZE, VISEMES, speak
 from lipprep.stages.atomic import replacing, write_text
 
@@ -49,17 +50,17 @@ def make_sample(out: Path, *, clips: int = 240, seed: int = 0, workers: int = 1)
     from lipprep.pipeline.pool import WorkerDied, pool, run_all
 
     if clips < MIN_CLIPS:
-        raise ValueError(f"{clips} clips are too few: {MIN_CLIPS} give every split of the {len(WORDS)} words one")
+        raise UserError(f"{clips} clips are too few: {MIN_CLIPS} give every split of the {len(WORDS)} words one")
     jobs = _shares(clips)
     if strangers := {*Path(out).rglob("*.mp4")} - {_video(Path(out), *job) for job in jobs}:
-        raise ValueError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
+        raise UserError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
     try:
         with pool(workers) as executor, tqdm(total=len(jobs), desc="sample", unit="clip") as bar:
             for _, done in run_all(executor, partial(_write, out.absolute(), seed), jobs, ahead=lambda: 2 * workers):
                 done.result()
                 bar.update()
     except WorkerDied as death:
-        raise ValueError(f"a worker process was killed ({death}): run `lipprep sample` again") from death
+        raise UserError(f"a worker process was killed ({death}): run `lipprep sample` again") from death
     return len(jobs)
 
 

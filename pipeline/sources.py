@@ -11,6 +11,7 @@ from stat import S_ISDIR
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.tables import parse_align
 from lipprep.pipeline.deal import deal, seeded_rank
 from lipprep.pipeline.manifest import (
@@ -177,11 +178,11 @@ def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterab
     """
     unseen = set(unseen_speakers)
     if not (root / "video").is_dir() or not (root / "align").is_dir():
-        raise ValueError(f"{printable(root)} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
+        raise UserError(f"{printable(root)} has no folders video/ and align/: GRID is ROOT/video/SPEAKER/CODE.mpg")
     read = partial(read_text, what="alignment", limit=_MAX_TEXT)
     speakers = _folders(root / "video")
     if missing := unseen - {s.name for s in speakers}:
-        raise ValueError(f"no speaker {', '.join(sorted(missing))} below {root / 'video'}")
+        raise UserError(f"no speaker {', '.join(sorted(missing))} below {root / 'video'}")
     for speaker in speakers:
         videos = _videos(speaker)
         aligns = [root / "align" / speaker.name / f"{video.stem}.align" for video in videos]
@@ -189,7 +190,7 @@ def grid(root: Folder, words: set[str] | None = None, *, unseen_speakers: Iterab
             try:
                 timings = parse_align(text)
             except ValueError as error:
-                raise ValueError(f"{printable(align)}, {error}") from None
+                raise UserError(f"{printable(align)}, {error}") from None
             split = "unseen" if speaker.name in unseen else None
             for said in timings:
                 if said.word in ("sil", "sp") or (words is not None and said.word not in words):
@@ -245,28 +246,28 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
             rows = csv.reader(file)
             columns = next(rows, [])
             if not {"video", "word"} <= set(columns):
-                raise ValueError(f"{name} needs the columns video and word (others: {', '.join(_CSV)})")
+                raise UserError(f"{name} needs the columns video and word (others: {', '.join(_CSV)})")
             if unknown := set(columns) - set(_CSV) - _DEALT:
-                raise ValueError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)))}")
+                raise UserError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)))}")
             known = [(n, column, _CSV[column]) for n, column in enumerate(columns) if column in _CSV]
             for cells in rows:
                 if not cells:
                     continue
                 try:
                     if len(cells) > len(columns):
-                        raise ValueError(f"{len(cells)} cells below {len(columns)} columns")
+                        raise UserError(f"{len(cells)} cells below {len(columns)} columns")
                     fields = {c: kind(text) for n, c, kind in known if n < len(cells) and (text := cells[n].strip())}
                     if "video" not in fields or "word" not in fields:
-                        raise ValueError("video or word is empty")
+                        raise UserError("video or word is empty")
                 except ValueError as error:
-                    raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
+                    raise UserError(f"{name}, line {rows.line_num}: {error}") from None
                 # ./a and a are one file, and must be one name.
                 if "./" in fields["video"] or "//" in fields["video"]:
                     fields["video"] = PurePosixPath(fields["video"]).as_posix()
                 if words is None or fields["word"] in words:
                     yield Row(**fields)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"the table {name} is no CSV in UTF-8: {error}") from error
+        raise UserError(f"the table {name} is no CSV in UTF-8: {error}") from error
 
 
 def relative_to(base: Folder, root: Folder, rows: Iterable[Row]) -> list[Row]:
@@ -276,7 +277,7 @@ def relative_to(base: Folder, root: Folder, rows: Iterable[Row]) -> list[Row]:
             raise ValueError
         prefix = root.resolve().relative_to(base.resolve())
     except ValueError:
-        raise ValueError(f"--root {base} is neither {root} nor a folder above it") from None
+        raise UserError(f"--root {base} is neither {root} nor a folder above it") from None
     return [msgspec.structs.replace(row, video=(prefix / row.video).as_posix()) for row in rows]
 
 
@@ -309,7 +310,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     text = read_text(path, "label file", limit=_MAX_TEXT)
     labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels or len(set(labels)) != len(labels):
-        raise ValueError(f"label file {printable(path)} is empty or names a word twice")
+        raise UserError(f"label file {printable(path)} is empty or names a word twice")
     return labels
 
 
@@ -330,7 +331,7 @@ def make_manifest(
     """
     rows = list(rows)
     if not rows:
-        raise ValueError(f"no clips found below {printable(root)}: `lipprep manifest --help` shows the layouts")
+        raise UserError(f"no clips found below {printable(root)}: `lipprep manifest --help` shows the layouts")
     labels = tuple(labels) if labels is not None else tuple(sorted({r.word for r in rows}))
     check_labels(list(labels))
     number = {word: n for n, word in enumerate(labels)}
@@ -340,14 +341,14 @@ def make_manifest(
     for row in rows:
         check_video_path(row.video)
         if row.word not in number:
-            raise ValueError(f"the word {row.word!r} ({row.video!r}) is not in the label file")
+            raise UserError(f"the word {row.word!r} ({row.video!r}) is not in the label file")
         if (name := split(row)) not in SPLITS:
-            raise ValueError(f"{row.video!r}: unknown split {name!r} (known: {', '.join(SPLITS)})")
+            raise UserError(f"{row.video!r}: unknown split {name!r} (known: {', '.join(SPLITS)})")
         if splits.setdefault(row.video, name) != name:
-            raise ValueError(f"{row.video!r} is in splits {splits[row.video]} and {name}: splits share no video")
+            raise UserError(f"{row.video!r} is in splits {splits[row.video]} and {name}: splits share no video")
         key = row.key or clip_key(row.video, row.start)
         if key in clips:
-            raise ValueError(
+            raise UserError(
                 f"two clips have the key {key!r} ({clips[key].video!r}, {row.video!r}): rename one of the videos"
             )
         clip = Clip(
@@ -368,7 +369,7 @@ def make_manifest(
         try:
             check_clip(clip, labels)
         except ValueError as error:
-            raise ValueError(f"{row.video!r}: {error}") from None
+            raise UserError(f"{row.video!r}: {error}") from None
         clips[key] = clip
     dealt = deal(clips.values(), seed=seed, chunk_size=chunk_size, fps=fps)
     return Manifest(Path(path), place(root).resolve(), fps, seed, chunk_size, labels, tuple(dealt))

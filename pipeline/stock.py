@@ -9,6 +9,7 @@ from threading import Lock
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.inputs import file_digest
 from lipprep.pipeline.journal import attempts
 from lipprep.pipeline.make import Job, Made, failed
@@ -57,7 +58,7 @@ def open_above(tar: Path | RemotePath | None, extension: str, stage: str, files:
     if local is None or file_digest(local) != header["tar"]["sha256"]:
         if header == read_header(tar):  # not made anew while it was read
             uncommit(tar)
-        raise ValueError(f"{tar} was damaged since it was made: run `lipprep {stage}` to make it again")
+        raise UserError(f"{tar} was damaged since it was made: run `lipprep {stage}` to make it again")
     return Above(entries, set(header.get("absent", ())), files.enter_context(TarMembers(local)), extension, stage)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.chunk import READING, run_job
 from lipprep.pipeline.journal import Attempt, read_attempt
 from lipprep.pipeline.make import Job
@@ -40,7 +41,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
     pending = {job.tar: job for job in jobs}
     attempts: dict[Path, str] = {}  # those that were committed
     reached: dict = {}  # how many clips of a chunk its furthest attempt has come to
-    damaged: list[ValueError] = []
+    damaged: list[UserError] = []
     silent: set[Path] = set()
     mute: list[str] = []
     deaths: list[set[str]] = []  # the clips in flight at the deaths since something was brought forward
@@ -54,7 +55,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                         header = future.result()
                     except OSError:
                         raise
-                    except ValueError as error:
+                    except UserError as error:
                         damaged.append(error)
                     else:
                         done(job.tar, header)
@@ -91,20 +92,20 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
 
 def supervise_here(jobs: Collection[Job], *, done: Callable[[Path, dict], None]) -> None:
     """The same one after another in this process, which dies with a clip that kills it."""
-    damaged: list[ValueError] = []
+    damaged: list[UserError] = []
     for job in jobs:
         try:
             done(job.tar, run_job(dataclasses.replace(job, attempt=uuid.uuid4().hex[:12], clip_timeout=None)))
-        except ValueError as error:
+        except UserError as error:
             damaged.append(error)
     raise_damaged(damaged)
 
 
-def raise_damaged(damaged: Sequence[ValueError]) -> None:
+def raise_damaged(damaged: Sequence[UserError]) -> None:
     """Raise the first of the errors that chunks could not be made for, if there are any."""
     if damaged:
         more = f" (and {len(damaged) - 1} more chunks)" if len(damaged) > 1 else ""
-        raise ValueError(f"{damaged[0]}{more}")
+        raise UserError(f"{damaged[0]}{more}")
 
 
 def _overwritten(tar: Path | RemotePath, attempts: Mapping[Path | RemotePath, str], read: Headers) -> bool:
@@ -132,7 +133,7 @@ def _retreat(death: WorkerDied, pending: dict, deaths: Sequence[set[str]], worke
             if found := keys & {clip.key for clip in job.clips}:
                 pending[tar] = condemn(job, found, "crashed", f"alone as well ({death.codes})")
         return workers
-    raise ValueError(
+    raise UserError(
         f"worker processes die again and again ({death.codes}), each with another clip: is there too little memory? "
         "What is done is kept: run the same command again to go on"
     )
@@ -155,7 +156,7 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path], mute
         if found.kind == "mute":  # to wait as long again would tell no more
             mute.append(found.working[0])
             if len(mute) == _MUTE:
-                raise ValueError(
+                raise UserError(
                     f"videos cannot be read within {READING * job.clip_timeout:g} s ({', '.join(mute)}): does their "
                     "disk answer? What is done is kept: run the same command again to go on"
                 )
@@ -234,7 +235,7 @@ def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
         try:
             with pool(1) as executor:
                 for _, future in run_all(executor, run_job, [alone], ahead=lambda: 1):
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(UserError):
                         future.result()
             return None
         except WorkerDied as death:

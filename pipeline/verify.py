@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.manifest import chunk_name
@@ -195,7 +196,7 @@ def _look(tasks: list[tuple], workers: int) -> Iterator[Chunk]:
             for _, future in run_all(executor, look, [Look(*task) for task in tasks], ahead=lambda: 2 * workers):
                 yield future.result()
     except WorkerDied as error:
-        raise ValueError(
+        raise UserError(
             f"a worker process was killed ({error}: out of memory, or a fault in a codec): run it again with fewer "
             "--workers, or without --deep, which decodes nothing"
         ) from error

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.records import LONGEST_HEADER, RECORD_VERSION, record_path, root_class, unseal
 from lipprep.pipeline.verify_tar import Found, Members, TarReader, Walked, open_plain, walk
 from lipprep.stages.atomic import fetched
@@ -112,7 +113,7 @@ def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[dict | None
             lines = hashlib.sha256()
             entries = [_entry(line) for line in _lines(file, lines)]
         if lines.hexdigest() != header["entries"]["sha256"]:
-            raise ValueError("its lines are not those that its header was written for")
+            raise UserError("its lines are not those that its header was written for")
         return header, entries
     except FileNotFoundError:
         pass  # whether it should be there, the folder tells
@@ -145,7 +146,7 @@ def _header(line: bytes) -> dict:
     """The header in the first line of a record. Raises ValueError, and others, where it is none, or changed."""
     header = unseal(line)
     if header is None:
-        raise ValueError(f"its first line was changed since it was written, or is not of version {RECORD_VERSION}")
+        raise UserError(f"its first line was changed since it was written, or is not of version {RECORD_VERSION}")
     for value, kind in (
         (header["stage"], str),
         (header["dataset"], str),
@@ -158,9 +159,9 @@ def _header(line: bytes) -> dict:
         (header["tar"]["sha256"], str),
     ):
         if type(value) is not kind:
-            raise ValueError("its first line is of a wrong form")
+            raise UserError("its first line is of a wrong form")
     if header["end"] >> 62:  # beyond any disk, and below any int64
-        raise ValueError("its first line is of a wrong form")
+        raise UserError("its first line is of a wrong form")
     return header
 
 
@@ -176,7 +177,7 @@ def _entry(line: bytes) -> Entry:
     of_text = (entry.key, entry.failure or "", entry.sha256 or "", entry.source or "", *entry.members)
     of_numbers = (entry.crc32, entry.offset, entry.num_frames or 0)
     if {type(t) for t in of_text} != {str} or {type(n) for n in of_numbers} != {int} or entry.offset >> 62:
-        raise ValueError(f"what it says of clip {printable(key)} is of a wrong form")
+        raise UserError(f"what it says of clip {printable(key)} is of a wrong form")
     return entry
 
 

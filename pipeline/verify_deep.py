@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.verify_chunk import Chunk, Entry, Findings, Members, read_chunk
 from lipprep.pipeline.verify_tar import MOST_KEPT
 from lipprep.stages.remote import RemotePath
@@ -173,12 +174,12 @@ _FIELDS = {
 def _judge_json(clip: _Clip, payload: bytes | None, task: Look, frames: int | None) -> None:
     try:
         if payload is None or len(payload) > _LONGEST_JSON:
-            raise ValueError("there is none, or one too long")
+            raise UserError("there is none, or one too long")
         sample = json.loads(payload)
         if wrong := [n for n, kinds in _FIELDS.items() if n not in sample or type(sample[n]) not in kinds]:
-            raise ValueError(f"{', '.join(wrong)} is missing or of a wrong type")
+            raise UserError(f"{', '.join(wrong)} is missing or of a wrong type")
         if not all(math.isfinite(sample[n] or 0) for n in ("word_start", "word_end", "duration")):
-            raise ValueError("a time is not finite")
+            raise UserError("a time is not finite")
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         clip.damaged("bad_json", f"its json is not well-formed: {error}")
         return

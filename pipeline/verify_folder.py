@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.plan import STAGES
 from lipprep.pipeline.verify_chunk import read_record_header
 from lipprep.stages.remote import REQUESTS, RemotePath
@@ -47,7 +48,7 @@ def list_folder(path: Path | RemotePath) -> Folder:
     """List a folder and read the headers of its records; ValueError where there is none."""
     listed = {n: s.st_size for n, s in path.entries().items()} if isinstance(path, RemotePath) else None
     if not (listed or path.is_dir()):
-        raise ValueError(f"there is no folder {printable(path)}: name the one that holds the shards")
+        raise UserError(f"there is no folder {printable(path)}: name the one that holds the shards")
     names = sorted(entry.name for entry in path.iterdir()) if listed is None else list(listed)
     hidden = [n for n in names if n.startswith(".")]
     records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and CHUNK.fullmatch(n[:-6])]

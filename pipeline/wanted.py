@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import check_file, check_yaml, printable, read_text
@@ -59,19 +60,17 @@ def read_wanted(path: Path | RemotePath) -> Wanted:
         check_yaml(text)
         plain = OmegaConf.create(text)
         if not OmegaConf.is_dict(plain):
-            raise ValueError("it is no mapping of settings")
+            raise UserError("it is no mapping of settings")
         fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), plain))
         # OmegaConf's tuples are of any length.
         box = fields["box"]
         if box is None and not fields["from_crops"]:
-            raise ValueError("box is null, which only that of crops in files may be")
+            raise UserError("box is null, which only that of crops in files may be")
         if box is not None and len(box) != 4:
-            raise ValueError(f"box has {len(box)} numbers, not 4")
+            raise UserError(f"box has {len(box)} numbers, not 4")
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it"
-        ) from error
+        raise UserError(f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it") from error
     return Wanted(**{**fields, "box": box and tuple(box)})
 
 
@@ -104,9 +103,9 @@ def load_mean_face(path: Path | None) -> np.ndarray:
     try:
         face = npy_array(check_file(Path(path), "file", limit=_MAX_FACE).read_bytes())
     except ValueError as error:
-        raise ValueError(f"the mean face {name} cannot be read: {error}; save it with numpy.save") from error
+        raise UserError(f"the mean face {name} cannot be read: {error}; save it with numpy.save") from error
     if face.shape != (68, 2) or face.dtype.kind not in "fiu" or not np.isfinite(face).all():
-        raise ValueError(
+        raise UserError(
             f"the mean face {name} has shape {face.shape} and type {face.dtype}, expected (68, 2) finite numbers"
         )
     return face.astype(np.float64)

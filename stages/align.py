@@ -13,6 +13,7 @@ from importlib import resources
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.failures import ClipFailure
 
 FRAME = 256  # side of the aligned frame, pixels: the mean face lies in such a frame
@@ -152,7 +153,7 @@ PROFILES = {
 def find_profile(name: str) -> Profile:
     """The profile of that name; ValueError, naming those there are, for another."""
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+        raise UserError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.align import FRAME, Profile, find_profile, mean_face, patch_matrices
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr
@@ -31,13 +32,13 @@ class CropParameters:
     def __post_init__(self) -> None:
         profile = find_profile(self.profile)
         if not 8 <= self.crop_size <= FRAME:
-            raise ValueError(f"crop size {self.crop_size} is outside 8 to {FRAME}, the side of the aligned frame")
+            raise UserError(f"crop size {self.crop_size} is outside 8 to {FRAME}, the side of the aligned frame")
         if profile.align is None:
             x, y, w, h = self.box
             if w != h or x < 0 or y < 0:
-                raise ValueError(f"box {x},{y},{w},{h}: mouth crops are square, so W and H must agree, X and Y be >= 0")
+                raise UserError(f"box {x},{y},{w},{h}: mouth crops are square, so W and H must agree, X and Y be >= 0")
             if w != self.crop_size:
-                raise ValueError(
+                raise UserError(
                     f"profile fixed cuts its box as it is: crop size {self.crop_size} must equal the box's side {w}"
                 )
 

@@ -1,5 +1,7 @@
 """Why a clip could not be used: the classes that records, reports and `lipprep status` speak of."""
 
+from lipprep.io.errors import UserError
+
 FAILURES = {
     "unreadable": "the file is missing, empty, or neither a video nor crops",
     "truncated": "the file ends before its header says, or a frame cannot be decoded",
@@ -18,7 +20,7 @@ FAILURES = {
 }
 
 
-class ClipFailure(ValueError):
+class ClipFailure(UserError):
     """One clip cannot be used, for a reason that its record will state.
 
     `kind` is a class of FAILURES; the message names the cause and, where there is one, the remedy.
@@ -37,4 +39,4 @@ def check_class(kind: str) -> None:
     """Raise ValueError, naming those there are, for a class of failures that there is none of."""
     classes = [name for name in FAILURES if name != "upstream"]  # which always has another below it
     if kind not in classes:
-        raise ValueError(f"there is no class of failures {kind!r} (classes: {', '.join(classes)})")
+        raise UserError(f"there is no class of failures {kind!r} (classes: {', '.join(classes)})")

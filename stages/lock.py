@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from lipprep.io.errors import UserError
 from lipprep.stages.untrusted import printable
 
 try:
@@ -39,7 +40,7 @@ def hold(path: Path, refusal: Callable[[], str], *, shared: bool = False, says: 
         deadline = time.monotonic() + _PATIENCE
         while not take(file, shared=shared):
             if time.monotonic() > deadline:
-                raise ValueError(refusal())
+                raise UserError(refusal())
             time.sleep(0.1)
         if not shared:
             with contextlib.suppress(OSError):  # a courtesy; the disk may be full

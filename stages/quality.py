@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.align import apply as moved
 from lipprep.stages.align import mean_face, similarity
 
@@ -178,12 +179,12 @@ def motion_bits(text: str) -> np.ndarray:
     """The bits of a `motion`, (2,) uint64: the fewer differ, the more two clips move alike."""
     bits = np.frombuffer(bytes.fromhex(text), ">u8")
     if bits.shape != (MOTION_BITS // 64,):
-        raise ValueError(f"{text!r:.40} is no hash of {MOTION_BITS} bits")
+        raise UserError(f"{text!r:.40} is no hash of {MOTION_BITS} bits")
     return bits.astype(np.uint64)
 
 
 def _numbers(text: str, count: int) -> np.ndarray:
     numbers = np.frombuffer(base64.b64decode(text, validate=True), np.int8).astype(np.float32)
     if numbers.shape != (count,):
-        raise ValueError(f"{text!r:.40} holds {len(numbers)} numbers, not {count}")
+        raise UserError(f"{text!r:.40} holds {len(numbers)} numbers, not {count}")
     return numbers

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from lipprep.io.errors import UserError
 from lipprep.stages.store import STORES, BehindEnd, RemoteError, ask, check_installed, filesystem, masked, store_of
 from lipprep.stages.untrusted import printable
 
@@ -57,31 +58,31 @@ def place(text: "str | Path | RemotePath") -> "Path | RemotePath":
     if match is None:
         start, colon, _ = str(text).partition(":")
         if start.lower() == "pipe" and colon:
-            raise ValueError(f"{shown} is a command, and none is run: name the folder or file that it reads")
+            raise UserError(f"{shown} is a command, and none is run: name the folder or file that it reads")
         start, slash, _ = str(text).partition(":/")
         if "://" in str(text) or (slash and start.lower() in {"file", *STORES}):
-            raise ValueError(f"{shown} is no URL that lipprep reads: write it as in s3://bucket/folder")
+            raise UserError(f"{shown} is no URL that lipprep reads: write it as in s3://bucket/folder")
         return Path(text)
     protocol, host, path = match[1].lower(), match[2], match[3]
     if protocol == "file":
         from urllib.request import url2pathname  # slow to import
 
         if host not in ("", "localhost"):
-            raise ValueError(f"{shown} is a file of another machine: write file:///folder for one of this")
+            raise UserError(f"{shown} is a file of another machine: write file:///folder for one of this")
         return Path(url2pathname(path))
     if protocol not in STORES:
         known = ", ".join(f"{name}://" for name in STORES)
-        raise ValueError(f"{shown}: {protocol}:// is not read or written; what is: {known}, or a local path")
+        raise UserError(f"{shown}: {protocol}:// is not read or written; what is: {known}, or a local path")
     if "::" in path or ".." in path.split("/") or not host:
-        raise ValueError(f"{shown} is no plain URL of a bucket and what is in it: write s3://bucket/folder")
+        raise UserError(f"{shown} is no plain URL of a bucket and what is in it: write s3://bucket/folder")
     if "//" in path.rstrip("/"):  # to stores that is another name than with one
-        raise ValueError(f"{shown} has // in its path: write one /")
+        raise UserError(f"{shown} has // in its path: write one /")
     if protocol in ("http", "https") and ("?" in path or "#" in path):
-        raise ValueError(f"{shown}: URLs with ? or # are of one file each: give the folder that they are in")
+        raise UserError(f"{shown}: URLs with ? or # are of one file each: give the folder that they are in")
     try:
         check_installed(protocol)
     except RemoteError as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     return RemotePath(f"{protocol}://{host}", PurePosixPath("/" + path.strip("/")))
 
 
@@ -144,7 +145,7 @@ class RemotePath:
     def relative_to(self, folder: "RemotePath") -> PurePosixPath:
         """The rest of the path below `folder`. Raises ValueError where it is not below it."""
         if not self.is_relative_to(folder):
-            raise ValueError(f"{self} is not below {folder}")
+            raise UserError(f"{self} is not below {folder}")
         return self._path.relative_to(folder._path)
 
     def is_relative_to(self, folder: object) -> bool:

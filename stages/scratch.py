@@ -11,6 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 
 _STALE = 7 * 86400.0  # seconds
@@ -26,9 +27,9 @@ def scratch(folder: RemotePath) -> Path:
     mine.mkdir(mode=0o700, exist_ok=True)
     found = mine.lstat()
     if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
-        raise ValueError(f"{mine} is not yours: set TMPDIR to a folder that is")
+        raise UserError(f"{mine} is not yours: set TMPDIR to a folder that is")
     if hasattr(os, "getuid") and found.st_mode & 0o022:
-        raise ValueError(f"others may write to {mine}: remove it, or set TMPDIR to another folder")
+        raise UserError(f"others may write to {mine}: remove it, or set TMPDIR to another folder")
     _sweep(mine)
     local = mine / hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     local.mkdir(exist_ok=True)

@@ -3,6 +3,8 @@
 import stat
 from pathlib import Path
 
+from lipprep.io.errors import UserError
+
 
 def printable(value: object) -> str:
     r"""`value` as text for a message: one line, in which no file name can speak to the terminal.
@@ -33,11 +35,11 @@ def check_file(path: Path, what: str, *, limit: int | None = None) -> Path:
         status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"there is no {what} {printable(path)}: {reason}") from error
+        raise UserError(f"there is no {what} {printable(path)}: {reason}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"the {what} {printable(path)} is no file but a folder, a pipe or a device")
+        raise UserError(f"the {what} {printable(path)} is no file but a folder, a pipe or a device")
     if limit is not None and status.st_size > limit:
-        raise ValueError(f"the {what} {printable(path)} has {status.st_size} bytes, at most {limit} are read")
+        raise UserError(f"the {what} {printable(path)} has {status.st_size} bytes, at most {limit} are read")
     return path
 
 
@@ -47,7 +49,7 @@ def read_text(path: Path, what: str, *, limit: int) -> str:
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the {what} {printable(path)} is no UTF-8 text ({error}): save it as such") from error
+        raise UserError(f"the {what} {printable(path)} is no UTF-8 text ({error}): save it as such") from error
 
 
 def check_yaml(text: str) -> None:
@@ -61,9 +63,9 @@ def check_yaml(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"the alias *{printable(event.anchor)} is not read: write the value itself")
+            raise UserError(f"the alias *{printable(event.anchor)} is not read: write the value itself")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
-            raise ValueError("settings with ${...} in them are not read: write the value itself")
+            raise UserError("settings with ${...} in them are not read: write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 20:
-            raise ValueError("it is nested more than 20 deep")
+            raise UserError("it is nested more than 20 deep")

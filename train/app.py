@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lipprep.io.errors import UserError
 from lipprep.stages.untrusted import printable
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ def claim(port: int) -> socket.socket:
     Raises ValueError where the port cannot be had, or Gradio is missing.
     """
     if find_spec("gradio") is None:
-        raise ValueError('the page needs Gradio, which is missing: pip install "lipprep[demo]"')
+        raise UserError('the page needs Gradio, which is missing: pip install "lipprep[demo]"')
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
         used = error.errno == errno.EADDRINUSE
         reason = "in use, perhaps by a demo-app that still runs" if used else os.strerror(error.errno)
-        raise ValueError(
+        raise UserError(
             f"port {port} of {HOST}: {reason}. Name another with --port, or take a free one with --port 0"
         ) from error
 
@@ -101,7 +102,7 @@ def _page(reader: "Reader", name: str) -> "gradio.Blocks":
         name = name or video.name
         try:
             return None, show(reader, video, name=name)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             return None, problem(name, str(error).replace(str(video), "it"))
         finally:
             video.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import Output, disk_remedy, temporary_path
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import Shard
@@ -267,14 +268,14 @@ def open_cache(
         return None
     folder = place(folder or _default_folder())
     if isinstance(folder, RemotePath):
-        raise ValueError(f"the cache {folder} must be a local folder")
+        raise UserError(f"the cache {folder} must be a local folder")
     if size is not None and size < _SMALLEST:
-        raise ValueError(f"a cache of {size} bytes is of no use: --cache-size must be at least 100MB")
+        raise UserError(f"a cache of {size} bytes is of no use: --cache-size must be at least 100MB")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (folder / _LEDGER).open("ab").close()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the cache {folder} cannot be written to ({error.strerror}): name another folder with --cache"
         ) from error
     if size is None:
@@ -311,7 +312,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([MGT]B)", text.strip(), re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{text!r} is no size: write it as in 20GB or 500MB")
+        raise UserError(f"{text!r} is no size: write it as in 20GB or 500MB")
     return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -323,7 +324,7 @@ def _default_folder() -> Path:
     try:
         return _caches() / "lipprep"
     except RuntimeError as error:
-        raise ValueError("you have no home folder to keep what is read in: name a folder with --cache") from error
+        raise UserError("you have no home folder to keep what is read in: name a folder with --cache") from error
 
 
 def _caches() -> Path:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lipprep.io.errors import UserError
+
 LEAST, MOST = 0.01, 100.0  # of temperatures
 BINS = 15  # of confidence, as Guo et al. have it
 KEPT = (
@@ -49,9 +51,9 @@ def fit_temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """
     N, C = logits_NC.shape
     if not N:
-        raise ValueError("there are no clips to fit a temperature on")
+        raise UserError("there are no clips to fit a temperature on")
     if not np.isfinite(logits_NC).all():
-        raise ValueError("the network answers what is no number: its training went wrong; take another checkpoint")
+        raise UserError("the network answers what is no number: its training went wrong; take another checkpoint")
     if C == 1:
         return 1.0  # a reader of one word is certain whatever its logits are divided by
     x_NC = logits_NC.astype(np.float64)

@@ -12,6 +12,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.gray import gray_from_bgr
 from lipprep.stages.landmarks.faces import FaceTracker
 from lipprep.train.predict import STEP, WINDOW, Reader, WindowReading
@@ -45,7 +46,7 @@ def open_camera(number: int) -> Capture:
         capture.release()
     finally:
         cv2.utils.logging.setLogLevel(before)
-    raise ValueError(
+    raise UserError(
         f"there is no camera {number}, or it gives no pictures: see that it is plugged in, that no other program uses "
         "it and that this one may, or try --camera with another number (the first is 0)"
     )

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.shard.index import Index, check_labels, check_parameters
 from lipprep.stages.untrusted import check_file, is_file, printable
@@ -114,7 +115,7 @@ def find_checkpoint(run: Path, name: str = BEST) -> Path:
         what = f"holds neither {BEST} nor {LAST}"
     else:
         what = "is a pipe or a device" if run.exists() else "does not exist"
-    raise ValueError(f"{shown} {what}: name a run folder of `lipprep train`, or a checkpoint file")
+    raise UserError(f"{shown} {what}: name a run folder of `lipprep train`, or a checkpoint file")
 
 
 def sha256_of(path: Path) -> str:
@@ -135,21 +136,21 @@ def _check_archive(path: Path) -> None:
             members = archive.infolist()
             whole = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
             if not whole or sum(m.file_size for m in members) > path.stat().st_size:
-                raise ValueError("it would be larger unpacked than it is, as no checkpoint that torch saves")
+                raise UserError("it would be larger unpacked than it is, as no checkpoint that torch saves")
             # What is checked must be what torch reads. Its reader takes names without their case, up to a NUL, and
             # offsets as they stand; Python's cuts names and forgives bytes before the first member.
             pickles = [m for m in members if m.filename.lower().endswith(".pkl")]
             if len(pickles) != 1 or not pickles[0].filename.endswith("/data.pkl"):
-                raise ValueError("it does not hold one pickle, data.pkl, as what torch saves")
+                raise UserError("it does not hold one pickle, data.pkl, as what torch saves")
             if any(m.orig_filename != m.filename for m in members):
-                raise ValueError("it has members of two names")
+                raise UserError("it has members of two names")
             if min(m.header_offset for m in members) != 0 or begins != b"PK\3\4":
-                raise ValueError("it does not begin with its first member")
+                raise UserError("it does not begin with its first member")
             if pickles[0].file_size > _MAX_PICKLE:
-                raise ValueError(f"its pickle has {pickles[0].file_size} bytes, at most {_MAX_PICKLE} are read")
+                raise UserError(f"its pickle has {pickles[0].file_size} bytes, at most {_MAX_PICKLE} are read")
             content = archive.read(pickles[0])
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise ValueError(f"no zip that torch saved: {error}") from error
+        raise UserError(f"no zip that torch saved: {error}") from error
     _check_names(content)
 
 
@@ -162,7 +163,7 @@ def _check_containers(state: object) -> None:
             continue
         count += len(value)
         if count > _MAX_ITEMS or depth > _MAX_DEPTH:
-            raise ValueError("its containers hold each other without end")
+            raise UserError("its containers hold each other without end")
         inside = (*value.keys(), *value.values()) if isinstance(value, dict) else value
         waiting += [(item, depth + 1) for item in inside]
 
@@ -175,31 +176,31 @@ def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
         if isinstance(value, dict | list | tuple):
             waiting += value.values() if isinstance(value, dict) else value
         elif isinstance(value, int | float) and not abs(value) <= _MAX_SETTING:
-            raise ValueError(f"the settings model.* hold the number {value!r:.40}")
+            raise UserError(f"the settings model.* hold the number {value!r:.40}")
     for name, tensor in weights.items():
         if not isinstance(name, str):
-            raise ValueError(f"a weight is called {name!r:.40}, which is no name")
+            raise UserError(f"a weight is called {name!r:.40}, which is no name")
         if not isinstance(tensor, torch.Tensor) or tensor.numel() > tensor.untyped_storage().nbytes():
-            raise ValueError("its weights are no tensors, or hold more numbers than bytes")
+            raise UserError("its weights are no tensors, or hold more numbers than bytes")
         there += tensor.numel()
     try:
         with torch.device("meta"):  # shapes alone
             wanted = sum(t.numel() for t in build(config, num_classes=num_classes).state_dict().values())
     except (TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        raise ValueError(f"the settings model.* are of a wrong form: {error}") from error
+        raise UserError(f"the settings model.* are of a wrong form: {error}") from error
     if wanted > there:
-        raise ValueError(f"its config describes a network of {wanted} weights, but it holds {there}")
+        raise UserError(f"its config describes a network of {wanted} weights, but it holds {there}")
 
 
 def _check_names(content: bytes | BinaryIO) -> None:
     """Raise ValueError where a pickle names anything but what tensors are made of."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise ValueError(f"its pickle names things by {opcode.name}")
+            raise UserError(f"its pickle names things by {opcode.name}")
         if opcode.name == "GLOBAL" and argument not in _NAMES:
             module, _, name = argument.partition(" ")
             if module != "torch" or not name.endswith("Storage"):
-                raise ValueError(f"its pickle wants {argument[:200]}")
+                raise UserError(f"its pickle wants {argument[:200]}")
 
 
 def _check_old(path: Path) -> None:
@@ -208,7 +209,7 @@ def _check_old(path: Path) -> None:
         for _ in range(5):
             _check_names(file)
             if file.tell() > _MAX_PICKLE:
-                raise ValueError(f"its pickles have over {_MAX_PICKLE} bytes")
+                raise UserError(f"its pickles have over {_MAX_PICKLE} bytes")
 
 
 def read_state(path: Path, *, what: str = "checkpoint") -> object:
@@ -225,7 +226,7 @@ def read_state(path: Path, *, what: str = "checkpoint") -> object:
         _check_containers(state)
     except Exception as error:  # a damaged or hostile zip of pickles raises whatever its reader trips over
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{printable(path)} is damaged, or holds more than tensors and plain containers, which is never executed "
             f"({printable(reason)})"
         ) from error
@@ -240,13 +241,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     name, state = printable(path), read_state(path)
     if not isinstance(state, dict) or "lipprep_checkpoint" not in state:
-        raise ValueError(
+        raise UserError(
             f"{name} is no checkpoint of lipprep: one of mpc001, VIPL or euan becomes one by "
             f"`lipprep import-checkpoint {name} -o RUN`"
         )
     version = state.pop("lipprep_checkpoint")
     if type(version) is not int or not 1 <= version <= CHECKPOINT_VERSION:
-        raise ValueError(f"{name} is of checkpoint version {version!r}, this lipprep reads 1 to {CHECKPOINT_VERSION}")
+        raise UserError(f"{name} is of checkpoint version {version!r}, this lipprep reads 1 to {CHECKPOINT_VERSION}")
     if version == 1:
         state = {**state, "ema": None, "scaler": {}, "versions": {}}
     if version < 3:
@@ -262,20 +263,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     wrong = wrong or [n for n, (a, b) in limits.items() if state[n] is not None and not a <= state[n] <= b]
     wrong = wrong or [n for n in limits if state[n] is None and any(state[other] is not None for other in limits)]
     if wrong:
-        raise ValueError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
+        raise UserError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")
     try:
         check_labels(state["labels"])
         check_parameters(state["parameters"], state["fps"])
         if not 1 <= state["fps"] <= 1000:
-            raise ValueError(f"its fps is {state['fps']}, no rate of frames from 1 to 1000")
-    except ValueError as error:
-        raise ValueError(f"{name} is a damaged checkpoint (parameters: {printable(error)})") from error
+            raise UserError(f"its fps is {state['fps']}, no rate of frames from 1 to 1000")
+    except UserError as error:
+        raise UserError(f"{name} is a damaged checkpoint (parameters: {printable(error)})") from error
     try:
         for weights in (state["model"], state["ema"]):
             if weights is not None:
                 _check_model(state["config"].get("model", {}), weights, num_classes=len(state["labels"]))
-    except ValueError as error:
-        raise ValueError(f"{name} is a damaged checkpoint ({printable(error)})") from error
+    except UserError as error:
+        raise UserError(f"{name} is a damaged checkpoint ({printable(error)})") from error
     return Checkpoint(**state)
 
 
@@ -293,24 +294,24 @@ def check_fits(checkpoint: Checkpoint, index: Index) -> None:
             examples = [f"{w!r} is only in the checkpoint's" for w in sorted(ours - theirs)[:2]]
             examples += [f"{w!r} only in the shards'" for w in sorted(theirs - ours)[:2]]
             what = ", ".join(examples)
-        raise ValueError(
+        raise UserError(
             f"the checkpoint knows {len(checkpoint.labels)} words and the shards have {len(index.labels)}: {what}. "
             "Make the shards with the label list that the model was trained on (`lipprep manifest ... --labels FILE`)"
         )
     if index.profile != checkpoint.profile:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was trained on crops of profile {checkpoint.profile}, the shards are of {index.profile}: "
             f"make shards with `lipprep shards --profile {checkpoint.profile}`"
         )
     if index.fps != checkpoint.fps:
-        raise ValueError(f"the checkpoint was trained on clips of {checkpoint.fps} fps, the shards have {index.fps}")
+        raise UserError(f"the checkpoint was trained on clips of {checkpoint.fps} fps, the shards have {index.fps}")
     ours, theirs = checkpoint.parameters, index.parameters
     for name, flag in (("mean_face", "--mean-face"), ("box", "--box")):
         values = [_plain(parameters.get(name)) for parameters in (ours, theirs)]
         if values[0] == values[1]:
             continue
         if name == "mean_face" or None not in values:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint was trained on crops of another {name} than the shards have: make shards with "
                 f"the same {flag} as those it was trained on"
             )

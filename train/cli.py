@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from lipprep.command import INTERRUPTED, Command, LocalFolder, Place
+from lipprep.command import INTERRUPTED, Command, LocalFolder, Place, log_to
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 
 
@@ -22,7 +23,7 @@ class Size(click.ParamType):
 
         try:
             return parse_size(value)
-        except ValueError as error:
+        except UserError as error:
             self.fail(str(error))
 
 
@@ -158,6 +159,7 @@ def train(
         folder, config, checkpoint = ranks.of_main(
             lambda: open_run(run, recipe=recipe, overrides=overrides, resume=resume)
         )
+        log_to(folder)
         if resume == "auto" and checkpoint is None and ranks.main:
             click.echo(f"nothing to resume in {folder}: starting from the beginning")
         try:

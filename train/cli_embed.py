@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lipprep.command import INTERRUPTED, Command, Place
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.train.cli import CACHE, CACHE_SIZE, CHECKPOINT, DEVICE
 from lipprep.train.videos import SUFFIXES, keyed_videos
@@ -70,18 +71,18 @@ def embed(
       lipprep embed s3://bucket/interview.mp4 --checkpoint runs/lrw -o features --json
     """
     if isinstance(out, RemotePath):
-        raise ValueError(f"{out} is a URL: name a local folder or file")
+        raise UserError(f"{out} is a URL: name a local folder or file")
     folders = [place for place in inputs if place.suffix.lower() not in SUFFIXES]
     sharded = [folder for folder in folders if (folder / "index.json").is_file()]
     if sharded and len(inputs) > 1:
-        raise ValueError(f"{sharded[0]} is a folder of shards: name it alone, other shards and videos by themselves")
+        raise UserError(f"{sharded[0]} is a folder of shards: name it alone, other shards and videos by themselves")
     how = {"out": out, "dtype": dtype, "device": device, "batch_size": batch_size, "replace": replace}
     if sharded:
         how |= {"splits": splits, "cache": cache, "cache_size": cache_size}
     else:
         for flag, given in (("--split", splits), ("--cache", cache), ("--cache-size", cache_size)):
             if given:
-                raise ValueError(f"{flag} is of shards, and {inputs[0]} is none (no index.json is there)")
+                raise UserError(f"{flag} is of shards, and {inputs[0]} is none (no index.json is there)")
         videos = keyed_videos(inputs)  # before torch is imported
     from lipprep.train.embed import embed_shards, embed_videos
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lipprep.command import Command, Number, Place
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
@@ -110,7 +111,7 @@ def predict(
         watched = functools.partial(tqdm, unit="frame", desc=printable(path.name), disable=None, delay=1, **bar)
         try:
             readings = reader.read_video(path, mouth_every=_MOUTH_EVERY if timeline else 0, watched=watched, **how)
-        except (ValueError, OSError, RemoteError) as error:
+        except (UserError, OSError, RemoteError) as error:
             failed = True
             if as_json:
                 click.echo(json.dumps({"video": str(path), "error": str(error)}))
@@ -147,11 +148,11 @@ def _check_outputs(outputs: Mapping[str, Path | None], found: Sequence) -> None:
         if path is None:
             continue
         if len(found) > 1:
-            raise ValueError(f"{name} {path} is one file, of one video, but there are {len(found)}: name one of them")
+            raise UserError(f"{name} {path} is one file, of one video, but there are {len(found)}: name one of them")
         if path.suffix.lower() not in _ENDINGS[name]:
-            raise ValueError(f"{name} {path} should end in {' or '.join(_ENDINGS[name])}, which says what it is")
+            raise UserError(f"{name} {path} should end in {' or '.join(_ENDINGS[name])}, which says what it is")
         if str(path.resolve()) == str(Path(str(found[0])).resolve()):
-            raise ValueError(f"{name} {path} is the video that is read: name another file")
+            raise UserError(f"{name} {path} is the video that is read: name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
 from lipprep.stages.untrusted import check_yaml
 from lipprep.train.draws import AugmentOptions
@@ -91,29 +92,29 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "distill_weight", "distill_temperature"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be a finite number")
+                raise UserError(f"{name} is {getattr(self, name)}, it must be a finite number")
         counts = ("epochs", "max_steps", "batch_size", "accumulate", "overfit", "log_every", "halve_every")
         for name in (*counts, "eval_every", "save_every", "keep_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+                raise UserError(f"{name} is {value}, it must be at least 1")
         for name in ("seed", "workers", "weight_decay", "augment_after"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise ValueError(f"{name} is {value}, it must not be negative")
+                raise UserError(f"{name} is {value}, it must not be negative")
         if self.seed >= 1 << 63:
-            raise ValueError(f"seed is {self.seed}, it must be below 2**63")
+            raise UserError(f"seed is {self.seed}, it must be below 2**63")
         for name in ("lr", "clip_norm", "max_time", "distill_weight", "distill_temperature"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, it must be greater than 0")
+                raise UserError(f"{name} is {value}, it must be greater than 0")
         for name in ("warmup", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
+                raise UserError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1")
         if not all(isinstance(name, str) and name for name in self.freeze):
-            raise ValueError(f"freeze is {self.freeze}, it must be names: freeze=[frontend3D,trunk]")
+            raise UserError(f"freeze is {self.freeze}, it must be names: freeze=[frontend3D,trunk]")
         if not 0 <= self.lr_min <= self.lr:
-            raise ValueError(f"lr_min is {self.lr_min}, it must be at least 0 and at most lr, {self.lr}")
+            raise UserError(f"lr_min is {self.lr_min}, it must be at least 0 and at most lr, {self.lr}")
 
 
 def without_effect(config: Config) -> list[str]:
@@ -160,14 +161,14 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Config:
         path = Path(recipe)
         name = path.stem
         if not path.is_file():
-            raise ValueError(f"there is no recipe file {path}")
+            raise UserError(f"there is no recipe file {path}")
     else:
         path = resources.files("lipprep.train.recipes") / f"{recipe}.yaml"
         name = recipe
         if recipe not in recipes():
             close = difflib.get_close_matches(recipe, recipes(), n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(f"there is no recipe {recipe!r}: {hint}(recipes: {', '.join(recipes())}, or a FILE.yaml)")
+            raise UserError(f"there is no recipe {recipe!r}: {hint}(recipes: {', '.join(recipes())}, or a FILE.yaml)")
     return config_from({**read_settings(path), "recipe": name}, overrides)
 
 
@@ -175,8 +176,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The Config that a run saved, with overrides on top. Raises ValueError."""
     try:
         return config_from(read_settings(path), overrides)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
@@ -186,31 +187,31 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
     Raises ValueError, also for OmegaConf's interpolations `${...}`: they can read the environment.
     """
     if any("${" in text for text in (*_strings(plain), *overrides)):
-        raise ValueError("settings with ${...} in them are not read: write the value itself")
+        raise UserError("settings with ${...} in them are not read: write the value itself")
     try:
         plain = {**plain, "model": _fitting(plain["model"], overrides)} if "model" in plain else dict(plain)
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(plain))
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals:
-                raise ValueError(f"{override!r} is no override: write key=value, as in lr=1e-3")
+                raise UserError(f"{override!r} is no override: write key=value, as in lr=1e-3")
             known = list(_keys(OmegaConf.to_container(config)))
             if key not in known and not key.startswith("model."):  # of those, the network knows
                 close = difflib.get_close_matches(key, known, n=3)
                 hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(known)}"
-                raise ValueError(f"there is no setting {key!r}: {hint}")
+                raise UserError(f"there is no setting {key!r}: {hint}")
             try:
                 config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
             except (OmegaConfBaseException, TypeError) as error:
                 reason = str(error).splitlines()[0]
                 if "ListConfig" in reason:
                     reason = f"{key} is a list, written as {key}=[A,B]"
-                raise ValueError(f"{override!r}: {reason}") from error
+                raise UserError(f"{override!r}: {reason}") from error
         return OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError) as error:
-        raise ValueError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
+        raise UserError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
     except YAMLError as error:
-        raise ValueError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
+        raise UserError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
 
 
 def _fitting(model: Any, overrides: Sequence[str]) -> Any:
@@ -260,9 +261,9 @@ def read_settings(path: Path | Traversable) -> dict:
         check_yaml(text)
         plain = OmegaConf.create(text)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
-        raise ValueError(f"{path.name} is no readable YAML: {error}") from error
+        raise UserError(f"{path.name} is no readable YAML: {error}") from error
     if not OmegaConf.is_dict(plain):
-        raise ValueError(f"{path.name} is no mapping of settings")
+        raise UserError(f"{path.name} is no mapping of settings")
     return OmegaConf.to_container(plain, resolve=False)
 
 

@@ -10,6 +10,7 @@ import loky
 import torch
 from torch import nn
 
+from lipprep.io.errors import UserError
 from lipprep.train.checkpoint import Checkpoint
 from lipprep.train.models import build
 
@@ -26,9 +27,9 @@ def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
+        raise UserError(f"there is no device {name!r}: use auto, cpu, cuda, cuda:N or mps") from error
     if not there.get(device.type):
-        raise ValueError(f"device {name} is not available here: use --device auto or cpu")
+        raise UserError(f"device {name} is not available here: use --device auto or cpu")
     if device.type == "cuda":
         device = _gpu(device, local=local, beside=beside)
     if device.type == "cpu":
@@ -42,18 +43,18 @@ def choose_device(name: str, *, local: int = 0, beside: int = 1) -> torch.device
 def _gpu(device: torch.device, *, local: int, beside: int) -> torch.device:
     """A GPU with its number, made this process's own. Raises ValueError where there is none or it is not to be had."""
     if beside > 1 and device.index is not None:
-        raise ValueError(f"several processes take a GPU each: leave the number out of --device {device}")
+        raise UserError(f"several processes take a GPU each: leave the number out of --device {device}")
     number, count = local if device.index is None else device.index, torch.cuda.device_count()
     if number >= count:
         numbered = f"device cuda:{number} is not available here: {count} can be seen (CUDA_VISIBLE_DEVICES says which)"
         remedy = f"torchrun --nproc-per-node {count}" if beside > 1 else "--device auto"
-        raise ValueError(f"{numbered}: use {remedy}")
+        raise UserError(f"{numbered}: use {remedy}")
     device = torch.device("cuda", number)
     try:
         torch.cuda.set_device(device)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"device {device} cannot be used ({reason}): look at nvidia-smi for another process that holds it, or "
             "use another one, or --device cpu"
         ) from error
@@ -130,7 +131,7 @@ def new_model(config: Mapping, *, num_classes: int) -> nn.Module:
     except (TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(f"the settings model.* are of a wrong form: {error}") from error
+        raise UserError(f"the settings model.* are of a wrong form: {error}") from error
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device) -> nn.Module:
@@ -147,4 +148,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"the checkpoint's weights do not fit the model of its config: {reason}") from error
+        raise UserError(f"the checkpoint's weights do not fit the model of its config: {reason}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lipprep.io.errors import UserError
 from lipprep.stages.shard.index import Index
 from lipprep.train.checkpoint import check_fits, find_checkpoint, load_checkpoint, sha256_of
 from lipprep.train.config import Config, config_from
@@ -39,7 +40,7 @@ def load_teacher(config: Config, index: Index, device: torch.device) -> Teacher:
     another way than its student.
     """
     if not config.teacher:
-        raise ValueError(
+        raise UserError(
             f"recipe {config.recipe} needs a teacher, a run to learn from: `lipprep train --recipe {config.recipe} "
             "teacher=RUN`; teacher=null trains without"
         )
@@ -48,21 +49,21 @@ def load_teacher(config: Config, index: Index, device: torch.device) -> Teacher:
         checkpoint = load_checkpoint(path)
         check_fits(checkpoint, index)
         theirs = config_from(checkpoint.config)
-    except ValueError as error:
-        raise ValueError(f"teacher={config.teacher}: {error}") from error
+    except UserError as error:
+        raise UserError(f"teacher={config.teacher}: {error}") from error
     ours = config.augment
     # The mean of all pixels goes with that of a clip's frames.
     names = ("crop_size", "std", "subtract_mean_frame", "mean_frame_gain" if ours.subtract_mean_frame else "mean")
     for name in names:
         value, here = getattr(theirs.augment, name), getattr(ours, name)
         if value != here:
-            raise ValueError(
+            raise UserError(
                 f"teacher={config.teacher} sees clips with augment.{name}={value}, this run with {here}: give "
                 f"augment.{name}={value}, or name another teacher"
             )
     generation = theirs.resolved.get("generation", 0)
     if type(generation) is not int or generation < 0:
-        raise ValueError(f"teacher={config.teacher}: its generation is {generation!r:.40}, which is no number")
+        raise UserError(f"teacher={config.teacher}: its generation is {generation!r:.40}, which is no number")
     sha256 = sha256_of(path)
     return Teacher(load_model(checkpoint, device).requires_grad_(False), sha256, generation, is_of_lrw(checkpoint))
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from lipprep.io.errors import UserError
+
 
 @dataclass(frozen=True)
 class AugmentOptions:
@@ -48,17 +50,17 @@ class AugmentOptions:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}: it must be a finite number")
+                raise UserError(f"{name} is {value}: it must be a finite number")
         if self.crop_size < 1 or self.std <= 0 or not 0 <= self.flip <= 1 or not 0 <= self.erasing <= 1:
-            raise ValueError("crop_size and std must be positive, flip and erasing probabilities")
+            raise UserError("crop_size and std must be positive, flip and erasing probabilities")
         for name in ("mixup", "cutmix", "time_mask", "gain", "bias", "rotation", "shift"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+                raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
         if self.time_mask > 1 << 20:
-            raise ValueError(f"time_mask is {self.time_mask} frames: no clip has as many")
+            raise UserError(f"time_mask is {self.time_mask} frames: no clip has as many")
         for name in ("scale", "aspect"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
+                raise UserError(f"{name} is {getattr(self, name)}: it must lie in [0, 1)")
 
     def whole(self) -> "AugmentOptions":
         """The same, but nothing is mixed, masked, erased or shortened."""
@@ -108,7 +110,7 @@ def check_size(video_BTHW: Tensor, options: AugmentOptions) -> int:
     """The side of the frames, in pixels; ValueError where no crop can be cut out of them."""
     height, size = video_BTHW.shape[2:]
     if size < options.crop_size or height != size:
-        raise ValueError(
+        raise UserError(
             f"frames of {size}x{height} pixels cannot be cropped to {options.crop_size}: "
             "lower crop_size, or make the shards with a larger --crop-size"
         )

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.stages.crop import Window, crop_stretches
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.held import HeldPath
@@ -305,7 +306,7 @@ def _embed_split(work: _Work, batches: ShardBatches, index: Index, split: str, *
 
     for (shard, position), clip in _read_ahead(batches, threads=threads):
         source = {"split": split, "shard": batches.paths[shard].name, "position": position}
-        if isinstance(clip, ValueError):
+        if isinstance(clip, UserError):
             work.fail(None, "damaged_clip", clip, **source)
             continue
         (key,), label, mouth_TSS = clip["keys"], int(clip["labels"][0]), clip["video"][0]
@@ -326,13 +327,13 @@ def _embed_split(work: _Work, batches: ShardBatches, index: Index, split: str, *
         flush()
 
 
-def _read_ahead(batches: ShardBatches, *, threads: int) -> Iterator[tuple[tuple[int, int], dict | ValueError]]:
+def _read_ahead(batches: ShardBatches, *, threads: int) -> Iterator[tuple[tuple[int, int], dict | UserError]]:
     """Each place of a split and the batch of its clip alone, or why it cannot be read, in order; read by threads."""
 
-    def read(at: np.ndarray) -> dict | ValueError:
+    def read(at: np.ndarray) -> dict | UserError:
         try:
             return batches.read(at[None])
-        except ValueError as error:
+        except UserError as error:
             return error
 
     with ThreadPoolExecutor(threads) as pool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import Output, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.lock import LOCK, hold, holder_of
 from lipprep.stages.untrusted import printable, read_text
@@ -52,14 +53,14 @@ def check_out(out: Path, *, replace: bool) -> None:
     shown = printable(out)
     if out.suffix == TABLE:
         if out.is_dir():
-            raise ValueError(f"{shown} is a folder: name a file that ends in {TABLE}, or a folder of another name")
+            raise UserError(f"{shown} is a folder: name a file that ends in {TABLE}, or a folder of another name")
         if out.exists() and not replace:
-            raise ValueError(f"{shown} exists: add --replace to make it anew, or name another file")
+            raise UserError(f"{shown} exists: add --replace to make it anew, or name another file")
         _pyarrow()
     elif out.exists() and not out.is_dir():
-        raise ValueError(f"{shown} is a file: name a folder, for a file a clip, or one FILE{TABLE}")
+        raise UserError(f"{shown} is a file: name a folder, for a file a clip, or one FILE{TABLE}")
     elif out.suffix and not out.exists():
-        raise ValueError(f"{shown} is neither a folder (a name without an ending) nor a FILE{TABLE}: name either")
+        raise UserError(f"{shown} is neither a folder (a name without an ending) nor a FILE{TABLE}: name either")
 
 
 @contextlib.contextmanager
@@ -95,7 +96,7 @@ def _settle(folder: Path, about: Mapping[str, Any], *, replace: bool) -> None:
     """Make a folder one of features that are made as `about` says, or raise ValueError where it is another."""
     path = folder / EMBEDDING
     if not path.exists() and (stranger := next(folder.rglob("*.npz"), None)) is not None:
-        raise ValueError(f"{folder} holds files of another kind, as {stranger.name}: name another folder")
+        raise UserError(f"{folder} holds files of another kind, as {stranger.name}: name another folder")
     if path.exists() and replace:
         for clip in folder.rglob("*.npz"):
             if "made_from" in _arrays(clip):
@@ -105,9 +106,9 @@ def _settle(folder: Path, about: Mapping[str, Any], *, replace: bool) -> None:
             there = json.loads(read_text(path, "description of features", limit=_MAX_ABOUT))
             differing = sorted(name for name in {**there, **about} if there.get(name) != about.get(name))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): name another folder, or add --replace") from error
+            raise UserError(f"{path} is damaged ({error}): name another folder, or add --replace") from error
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds features that were made otherwise (see {', '.join(differing)} in {path.name} there): "
                 "name another folder, or make them anew with --replace"
             )
@@ -230,7 +231,7 @@ def _as_type(clip: ClipFeatures, dtype: str) -> np.ndarray:
         with np.errstate(over="raise"):
             return clip.features_TC.astype(dtype, copy=False)
     except FloatingPointError as error:
-        raise ValueError(
+        raise UserError(
             f"the features of {printable(clip.key)} are too large for {dtype}: use --dtype float32"
         ) from error
 
@@ -251,7 +252,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"a {TABLE} file needs a package that is missing ({error}): "
             'pip install "lipprep[parquet]", or name a folder'
         ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lipprep.io.errors import UserError
 from lipprep.train.config import Config
 
 # Of CPUs (Linux's words, Windows'), of torch on GPUs, of CUDA itself, of cuBLAS and cuDNN.
@@ -37,14 +38,14 @@ def explained(less: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         if is_memory(error):
-            raise ValueError(f"out of memory: {less} ({text.splitlines()[0] if text else 'no details'})") from error
+            raise UserError(f"out of memory: {less} ({text.splitlines()[0] if text else 'no details'})") from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = " ".join(text.splitlines()[:2])
-            raise ValueError(f"torch.compile failed: leave out compile=true ({reason})") from error
+            raise UserError(f"torch.compile failed: leave out compile=true ({reason})") from error
         if "DataLoader worker" in text:  # in a rehearsal, or an evaluation
-            raise ValueError(of_reader(error)) from error
+            raise UserError(of_reader(error)) from error
         if "more than 1 value per channel" in text:
-            raise ValueError(
+            raise UserError(
                 "batch normalisation has one frame of one clip to go by: raise batch_size, or lower accumulate"
             ) from error
         raise
@@ -53,6 +54,11 @@ def explained(less: str) -> Iterator[None]:
 def is_memory(error: Exception) -> bool:
     """Whether memory did not suffice, of the host or of a GPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _SCARCE)
+
+
+def is_of_reader(error: Exception) -> bool:
+    """Return whether `of_reader` knows what to do about an error that reading clips raised."""
+    return isinstance(error, UserError) or is_memory(error) or "DataLoader worker" in str(error)
 
 
 def of_reader(error: Exception) -> str:

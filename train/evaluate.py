@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
 from lipprep.stages.lock import LOCK, hold
 from lipprep.stages.remote import RemotePath
@@ -146,14 +147,14 @@ def read_groups(path: Path, labels: Sequence[str]) -> list[list[str]]:
             if word not in labels:
                 close = difflib.get_close_matches(word, labels, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise ValueError(f"{path}, line {number}: {word!r} is none of the model's {len(labels)} words{hint}")
+                raise UserError(f"{path}, line {number}: {word!r} is none of the model's {len(labels)} words{hint}")
             if any(word in group for group in groups) or words.count(word) > 1:
-                raise ValueError(f"{path}, line {number}: {word!r} stands there twice; a word has one group")
+                raise UserError(f"{path}, line {number}: {word!r} stands there twice; a word has one group")
         if len(words) < 2:
-            raise ValueError(f"{path}, line {number}: a group needs at least two words to choose from")
+            raise UserError(f"{path}, line {number}: a group needs at least two words to choose from")
         groups.append(words)
     if not groups:
-        raise ValueError(f"{path} holds no groups: write one a line, as in `blue red white green`")
+        raise UserError(f"{path} holds no groups: write one a line, as in `blue red white green`")
     return groups
 
 
@@ -212,15 +213,13 @@ def evaluate(
     not answer.
     """
     if calibrate and others:
-        raise ValueError("an ensemble has no temperature of its own: calibrate its members, one after another")
+        raise UserError("an ensemble has no temperature of its own: calibrate its members, one after another")
     if calibrate and split == "train":
-        raise ValueError(
-            "a reader is surer of the clips that it has learnt than of others: calibrate it on --split val"
-        )
+        raise UserError("a reader is surer of the clips that it has learnt than of others: calibrate it on --split val")
     members = [_Member.load(path) for path in (run, *others)]
     paths = [member.path.resolve() for member in members]
     if twice := [str(path) for number, path in enumerate(paths) if path in paths[:number]]:
-        raise ValueError(f"{twice[0]} is named twice: each member of an ensemble counts once")
+        raise UserError(f"{twice[0]} is named twice: each member of an ensemble counts once")
     index = load_index(shards)
     for member in members:
         member.check_fits(index)
@@ -286,8 +285,8 @@ class _Member:
         """Raise ValueError, naming the file, where it cannot be used on these shards."""
         try:
             check_fits(self.checkpoint, index)
-        except ValueError as error:
-            raise ValueError(f"{printable(self.path)}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{printable(self.path)}: {error}") from error
 
     def about(self) -> dict:
         own = self.checkpoint
@@ -320,7 +319,7 @@ class _Member:
             whole = load_checkpoint(self.path)  # with the state of its optimizer
             same = whole.step == self.checkpoint.step and whole.weights.keys() == self.checkpoint.weights.keys()
             if not same or not all(torch.equal(w, self.checkpoint.weights[k]) for k, w in whole.weights.items()):
-                raise ValueError(f"{shown} holds other weights than when it was read: calibrate it again")
+                raise UserError(f"{shown} holds other weights than when it was read: calibrate it again")
             save_checkpoint(self.path, replace(whole, **fitted))
         return replace(self, checkpoint=replace(self.checkpoint, **fitted))
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.untrusted import printable
 from lipprep.train.card import described, from_lrw, model_card
@@ -56,7 +57,7 @@ def export(run: Path, *, format: str, out: Path, card: Path | None = None, repla
     otherwise as it does.
     """
     if format not in FORMATS:
-        raise ValueError(f"there is no format {format!r}: known are {', '.join(FORMATS)}")
+        raise UserError(f"there is no format {format!r}: known are {', '.join(FORMATS)}")
     out, path = Path(out), find_checkpoint(run)
     card = _beside(out, ".md") if card is None else Path(card)
     checkpoint = load_checkpoint(path)
@@ -66,7 +67,7 @@ def export(run: Path, *, format: str, out: Path, card: Path | None = None, repla
     elif format == "mpc001":
         to_write.append(configuration_beside(checkpoint, out))
     if card.resolve() in [file.resolve() for file in to_write]:
-        raise ValueError(f"{printable(card)} is a file of the export and cannot be its card: name another with --card")
+        raise UserError(f"{printable(card)} is a file of the export and cannot be its card: name another with --card")
     for file in (*to_write, card):
         _check_place(file, replace=replace)
     with explained("end what else runs here"):
@@ -88,9 +89,7 @@ def to_onnx(checkpoint: Checkpoint, path: Path) -> list[Path]:
     network, side = _network(checkpoint)
     size = sum(weight.nbytes for weight in network.state_dict().values())
     if size > MAX_ONNX:
-        raise ValueError(
-            f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2: use --format torch"
-        )
+        raise UserError(f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds 2: use --format torch")
     with replacing(path) as file:
         program = captured(network, side)
         with _quiet(), _lengths_stay_open(network), _told("ONNX"):
@@ -223,14 +222,12 @@ def _check_same(answer: Callable[..., np.ndarray], network: nn.Module, side: int
         with torch.inference_mode():
             logits_BC, given_BC = network(*inputs).numpy(), answer(*inputs)
         if not np.isfinite(logits_BC).all():
-            raise ValueError(
-                "the network answers what is no number: its training went wrong; export another checkpoint"
-            )
+            raise UserError("the network answers what is no number: its training went wrong; export another checkpoint")
         span = float(np.ptp(logits_BC))
         allowed = TOLERANCE * max(1.0, span)
         off = np.abs(given_BC - logits_BC).max() if given_BC.shape == logits_BC.shape else np.inf
         if not off <= allowed:
-            raise ValueError(
+            raise UserError(
                 f"{printable(path)} is not kept: for clips of {', '.join(map(str, lengths))} frames it differs from "
                 f"the network by {off:.3g} in logits that span {span:.3g}, where {allowed:.1g} is allowed. This is a "
                 "fault of the export, not of the training: use --format safetensors"
@@ -240,11 +237,11 @@ def _check_same(answer: Callable[..., np.ndarray], network: nn.Module, side: int
 def _check_place(file: Path, *, replace: bool) -> None:
     shown = printable(file)
     if file.is_dir():
-        raise ValueError(f"{shown} is a folder: name a file in it")
+        raise UserError(f"{shown} is a folder: name a file in it")
     if not file.parent.is_dir():
-        raise ValueError(f"there is no folder {printable(file.parent)}: make it first")
+        raise UserError(f"there is no folder {printable(file.parent)}: make it first")
     if file.exists() and not replace:
-        raise ValueError(f"{shown} is there already: name another file, or add --replace")
+        raise UserError(f"{shown} is there already: name another file, or add --replace")
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -255,7 +252,7 @@ def _extra(extra: str, *names: str) -> list[ModuleType]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f'this format needs packages that are missing ({error}): pip install "lipprep[{extra}]"'
         ) from error
 
@@ -290,7 +287,7 @@ def _lengths_stay_open(network: nn.Module) -> Iterator[None]:
 
         loops = _patches.register_gru_while_loop_decomposition(), _patches.register_lstm_while_loop_decomposition()
     except (ImportError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"torch {torch.__version__} cannot trace recurrent layers for clips of any length: install torch 2.13, or "
             "use --format safetensors"
         ) from error
@@ -305,7 +302,7 @@ def _told(form: str, network: nn.Module | None = None) -> Iterator[None]:
         yield
     except Exception as error:  # a tracer raises whatever it trips over
         if is_memory(error):
-            raise ValueError(f"out of memory: end what else runs here ({str(error).partition(chr(10))[0]})") from error
+            raise UserError(f"out of memory: end what else runs here ({str(error).partition(chr(10))[0]})") from error
         root = error
         while root.__cause__ is not None:
             root = root.__cause__
@@ -314,12 +311,12 @@ def _told(form: str, network: nn.Module | None = None) -> Iterator[None]:
         line = "" if network is None else _line(error, network)
         weights = "--format safetensors, which holds the weights alone, needs no graph"
         if "data-dependent" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"its network takes a branch that depends on its input{line}, which {form} cannot hold: compute both "
                 "sides and choose with torch.where, or make the choice where torch.compiler.is_exporting() is false; "
                 f"{weights}"
             ) from error
-        raise ValueError(
+        raise UserError(
             f"its network cannot be brought into {form} for any number of clips and frames{line}: {reason}; {weights}"
         ) from error
 

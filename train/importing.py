@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipprep.io.errors import UserError
 from lipprep.stages.align import PROFILES, find_profile
 from lipprep.stages.crop import CropParameters
 from lipprep.stages.shard.index import check_labels
@@ -65,13 +66,13 @@ def import_checkpoint(
     that nothing says.
     """
     if holds_something(run):
-        raise ValueError(f"{printable(run)} is not empty: name another folder with -o")
+        raise UserError(f"{printable(run)} is not empty: name another folder with -o")
     chosen = None if config is None else _read_config(config)
     state = read_state(path)
     try:
         found = read_weights(state, head=None if chosen is None else chosen.model["head"].get("name"))
-    except ValueError as error:
-        raise ValueError(f"{printable(path)}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{printable(path)}: {error}") from error
     if chosen is None:
         chosen = _recipe_of(found, path)
     weights = _fitted(found, chosen, path)
@@ -148,8 +149,8 @@ def _read_config(config: str) -> Config:
     try:
         model = model_of(settings)
         complete(model)
-    except ValueError as error:
-        raise ValueError(f"{printable(path)}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{printable(path)}: {error}") from error
     for recipe in _ordered():
         if _comparable((known := load_recipe(recipe)).model) == _comparable(model):
             return known
@@ -192,7 +193,7 @@ def _recipe_of(found: Published, path: Path) -> Config:
         return fitting[0]
     if fitting:
         names = ", ".join(config.recipe for config in fitting)
-        raise ValueError(
+        raise UserError(
             f"{printable(path)}: several networks have its shapes ({names}) and differ in what leaves no trace there: "
             "name one with --config"
         )
@@ -200,7 +201,7 @@ def _recipe_of(found: Published, path: Path) -> Config:
         (sum(theirs.get(name) != ours.get(name) for name in {**ours, **theirs}), config.recipe)
         for config, ours in networks
     )
-    raise ValueError(
+    raise UserError(
         f"{printable(path)}: no recipe has a network of its {len(theirs)} shapes; the nearest, {nearest}, differs in "
         f"{wrong} of them. Name its configuration with --config: a recipe's name, or the file that it was trained with"
     )
@@ -222,7 +223,7 @@ def _words_in(found: Published, path: Path) -> int:
     for name in _CLASSIFIERS:
         if name in found.weights and found.weights[name].ndim == 2 and len(found.weights[name]):
             return len(found.weights[name])
-    raise ValueError(f"{printable(path)} has no classifier (tcn.tcn_output.weight, v_cls.weight or lstm.fc.weight)")
+    raise UserError(f"{printable(path)} has no classifier (tcn.tcn_output.weight, v_cls.weight or lstm.fc.weight)")
 
 
 def _fitted(found: Published, config: Config, path: Path) -> dict[str, Tensor]:
@@ -250,7 +251,7 @@ def _fitted(found: Published, config: Config, path: Path) -> dict[str, Tensor]:
     if wrong:
         more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         listed = "".join(f"\n  {printable(line)}" for line in wrong[:_SHOWN])
-        raise ValueError(
+        raise UserError(
             f"{printable(path)} does not fit the network of {config.recipe}: {len(wrong)} keys{listed}{more}\n"
             "Name another configuration with --config"
         )
@@ -260,7 +261,7 @@ def _fitted(found: Published, config: Config, path: Path) -> dict[str, Tensor]:
 def _labels(path: Path | None, words: int) -> list[str]:
     if path is None:
         if words != LRW_WORDS:
-            raise ValueError(
+            raise UserError(
                 f"it knows {words} words, and LRW has {LRW_WORDS}: give the list that it was trained on with --labels, "
                 "a word a line, in the order of its classifier"
             )
@@ -269,16 +270,14 @@ def _labels(path: Path | None, words: int) -> list[str]:
     lines = [line.strip() for line in read_text(path, "label list", limit=1 << 24).splitlines()]
     labels = [line for line in lines if line]
     if len(labels) != words:
-        raise ValueError(
-            f"{printable(path)} lists {len(labels)} words, and the checkpoint knows {words}: name its list"
-        )
+        raise UserError(f"{printable(path)} lists {len(labels)} words, and the checkpoint knows {words}: name its list")
     if len(set(labels)) != words:
         twice = next(label for label in labels if labels.count(label) > 1)
-        raise ValueError(f"{printable(path)} lists {printable(twice)!r} twice")
+        raise UserError(f"{printable(path)} lists {printable(twice)!r} twice")
     try:
         check_labels(labels)
-    except ValueError as error:
-        raise ValueError(f"{printable(path)}: {printable(error)}") from error
+    except UserError as error:
+        raise UserError(f"{printable(path)}: {printable(error)}") from error
     return labels
 
 
@@ -286,7 +285,7 @@ def _crop_parameters(config: Config, profile: str | None) -> dict[str, Any]:
     """What is known of the crops that a network was trained on."""
     name = profile or config.profile
     if not name:
-        raise ValueError(
+        raise UserError(
             "weights do not say what crops they were trained on, and no recipe has this network: name the profile with "
             f"--profile ({', '.join(PROFILES)})"
         )

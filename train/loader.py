@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath, place, signature
 from lipprep.stages.shard.index import Index
 from lipprep.stages.shard.reader import decode_sample, expand, read_range, read_samples, slice_of
@@ -83,7 +84,7 @@ class ShardBatches:
             if (now := _stamp(path)) == before:
                 continue
             if now is None or _sha256(path) != self.digests[number]:
-                raise ValueError(
+                raise UserError(
                     f"shard {path} is {'gone' if now is None else 'not the one it was when the run began'}: nothing "
                     "that was trained since the last save is kept. Go on with --resume auto when the shards are as "
                     "they were, or start a new run on the new ones"
@@ -106,13 +107,13 @@ class ShardBatches:
             each = map if on_disk else stack.enter_context(ThreadPoolExecutor(REQUESTS)).map
             if len(set(wanted)) == len(wanted):
                 # In one pass, which is faster.
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(UserError):
                     found = zip(wanted, expand(each(self._bytes, wanted)), strict=True)
                     samples = (self._fitting(at[0], decode_sample(sample)) for at, sample in found)
                     return self._batch(samples, len(wanted), room)
             # One by one, to find which it is.
             samples = list(each(self._sample_or_error, wanted))
-        damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, ValueError)}
+        damaged = {row: sample for row, sample in enumerate(samples) if isinstance(sample, UserError)}
         if damaged:
             if not self.skip_damaged:
                 raise damaged[min(damaged)]
@@ -129,7 +130,7 @@ class ShardBatches:
             mouth_TSS = sample["mouth"]
             if len(mouth_TSS) > video_BTSS.shape[1]:
                 if count * mouth_TSS.nbytes > _MAX_BATCH:
-                    raise ValueError(
+                    raise UserError(
                         f"shard {sample['shard']}: clip {sample['key']} has {len(mouth_TSS)} frames, with which a "
                         f"batch of {count} takes {count * mouth_TSS.nbytes} bytes, at most {_MAX_BATCH} are read: "
                         "lower batch_size, or cut the clip into windows"
@@ -141,7 +142,7 @@ class ShardBatches:
             lengths.append(len(mouth_TSS))
             found.append({name: sample.get(name) for name in ("label", "key", *_SECONDS)})
         if len(found) != count:
-            raise ValueError(f"{len(found)} samples were found of {count}")
+            raise UserError(f"{len(found)} samples were found of {count}")
         for row, length in zip(video_BTSS, lengths, strict=True):
             row[length:] = 0
         seconds = np.array([[sample[name] for name in _SECONDS] for sample in found], np.float64)  # None becomes NaN
@@ -166,14 +167,12 @@ class ShardBatches:
             sample = self._sample_or_error((shard, (position + step) % self.counts[shard]))
             if isinstance(sample, dict):
                 return sample
-        raise ValueError(
-            f"shard {self.paths[shard]} is damaged from its clip {position} on: run `lipprep shards` again"
-        )
+        raise UserError(f"shard {self.paths[shard]} is damaged from its clip {position} on: run `lipprep shards` again")
 
-    def _sample_or_error(self, at: tuple[int, int]) -> dict | ValueError:
+    def _sample_or_error(self, at: tuple[int, int]) -> dict | UserError:
         try:
             return self._sample(*at)
-        except ValueError as error:
+        except UserError as error:
             return error
 
     def _remote(self, shard: int) -> RemoteShard:
@@ -187,7 +186,7 @@ class ShardBatches:
 
         try:
             return read()
-        except ValueError:
+        except UserError:
             if self.cache is None:
                 raise
             self.cache.forget(self._remote(shard), position)
@@ -198,12 +197,12 @@ class ShardBatches:
         path = self.paths[shard]
         shape = sample["mouth"].shape
         if shape[0] == 0 or shape[1:] != (self.crop_size, self.crop_size):
-            raise ValueError(
+            raise UserError(
                 f"shard {path}: clip {sample['key']} has crops of shape {shape}, its index says side {self.crop_size}"
             )
         label = sample.get("label")
         if type(label) is not int or not 0 <= label < self.num_classes:
-            raise ValueError(
+            raise UserError(
                 f"shard {path}: clip {sample['key']} has label {label!r}, its index has {self.num_classes} labels"
             )
         for name in _SECONDS:
@@ -211,7 +210,7 @@ class ShardBatches:
             least = 0 if name == "duration" else -_MAX_SECONDS  # a window may begin within its word
             known = type(seconds) in (int, float) and least <= seconds <= _MAX_SECONDS
             if seconds is not None and not known:
-                raise ValueError(f"shard {path}: clip {sample['key']} has {name} {seconds!r}, no number of seconds")
+                raise UserError(f"shard {path}: clip {sample['key']} has {name} {seconds!r}, no number of seconds")
         return {**sample, "shard": path}
 
 
@@ -244,7 +243,7 @@ class BatchLoader:
         reading = iter(self._loader)
         _READERS.update(set(multiprocessing.active_children()) - before)
         for batch in reading if self._loader.num_workers else _ahead(reading):
-            if isinstance(batch, ValueError | RemoteError):
+            if isinstance(batch, UserError | RemoteError):
                 try:
                     raise batch
                 finally:
@@ -265,20 +264,20 @@ class _Reader(Dataset):
         self._rooms: list[torch.UntypedStorage | None] = [None] * (_PREFETCH + 2)
         self._turn = 0
 
-    def __getitem__(self, places: np.ndarray) -> dict | ValueError | RemoteError:
+    def __getitem__(self, places: np.ndarray) -> dict | UserError | RemoteError:
         # An exception that crosses a process boundary arrives as another one, with its traceback as its text.
         self._turn = (self._turn + 1) % len(self._rooms)
         try:
             batch = self._batches.read(places, room=self._room)
         except RemoteError as error:
             return RemoteError(str(error))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             why = str(error)
             try:
                 self._batches.check_unchanged()
-            except ValueError as changed:
+            except UserError as changed:
                 why = str(changed)
-            return ValueError(why)
+            return UserError(why)
         # As a tensor it is sent by its name; small arrays are sent faster as they are.
         return {**batch, "video": self._tensor(batch["video"].shape)}
 
@@ -316,7 +315,7 @@ def _processes() -> BaseContext:
     try:
         forkserver.ensure_running()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the processes that read cannot be started ({error}): set TMPDIR to a folder with a shorter name than "
             f"{tempfile.gettempdir()}, where they meet, or workers=0"
         ) from error

@@ -23,13 +23,14 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import AGAIN, RemoteError
 from lipprep.train.calibrate import Calibration, confidence_figures, fit_calibration
 from lipprep.train.checkpoint import BEST, LAST, Checkpoint, save_checkpoint, versions
 from lipprep.train.config import Config, save_config
 from lipprep.train.epoch import evaluation_plan
-from lipprep.train.errors import explained, less_memory, of_reader
+from lipprep.train.errors import explained, is_of_reader, less_memory, of_reader
 from lipprep.train.evaluate import classify, top_k
 from lipprep.train.loader import BatchLoader
 from lipprep.train.metrics import METRICS, Metrics, NoMetrics, best_validation, has_evaluation, warn
@@ -91,7 +92,7 @@ def train(
     how = {"skip_corrupt": skip_corrupt, "other_shards": other_shards}
     with ranks.agreed(), explained(less_memory(config)):
         if config.teacher and run.resolve() in (Path(config.teacher).resolve(), Path(config.teacher).resolve().parent):
-            raise ValueError(f"teacher={config.teacher} is of the run itself: name another one to learn from")
+            raise UserError(f"teacher={config.teacher} is of the run itself: name another one to learn from")
         work = prepare(config, shards, resume=resume, kept=kept, ranks=ranks, **where, **how)
     _check_alike(work)
     with explained(less_memory(config)), contextlib.ExitStack() as stack:
@@ -138,11 +139,13 @@ def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool
         while True:
             try:
                 batch = next(batches, None)
-            except (ValueError, RuntimeError) as error:
+            except (UserError, RuntimeError) as error:
                 rescue()
                 if pressed:  # and the signal has ended a reader, too
                     raise KeyboardInterrupt from error
-                raise ValueError(f"{of_reader(error)}. {_go_on(run, ranks)}") from error
+                if not is_of_reader(error):
+                    raise
+                raise UserError(f"{of_reader(error)}. {_go_on(run, ranks)}") from error
             if batch is None:
                 return
             yield batch
@@ -258,7 +261,7 @@ def _check_alike(work: Work) -> None:
         others = (digests != digests[0]).any(axis=1).nonzero()[0].tolist()
         with ranks.agreed():
             if others:
-                raise ValueError(
+                raise UserError(
                     f"the {what} of rank {', '.join(map(str, others))} are others than those of rank 0: copy them anew "
                     "to that machine, or name one folder that all see"
                 )

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lipprep.io.errors import UserError
 from lipprep.stages.crop import CropParameters, Window, crop_clips
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.held import HeldPath
@@ -309,7 +310,7 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
     if "box" in given:
         given["box"] = tuple(given["box"])
     elif checkpoint.profile == "fixed":
-        raise ValueError(
+        raise UserError(
             f"{path} was trained on crops of profile fixed, but does not hold the box that they were cut with: pack "
             "them again, `lipprep shards --from-crops DIR --profile fixed --box X,Y,W,H`, and train again on those"
         )
@@ -317,7 +318,7 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
     detector = load_detector("mesh")
     face = parameters.get("mean_face")
     if crop.needs_landmarks and isinstance(face, str):
-        raise ValueError(
+        raise UserError(
             f"{path} was trained on crops aligned to a mean face of its own, but holds only that face's digest: "
             "make the shards and train again, or predict with a model trained on the published mean face"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.stages.lrw import is_lrw
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
@@ -137,18 +138,18 @@ def prepare(
     batches = ShardBatches(shards, index, "train", cache=blocks, skip_damaged=skip_corrupt)
     parts = ranks.world * config.accumulate
     if config.batch_size % parts:
-        raise ValueError(
+        raise UserError(
             f"batch_size={config.batch_size}, which is that of all processes together, cannot be dealt equally to "
             f"{ranks.world} processes with accumulate={config.accumulate}: make it a multiple of {parts}"
         )
     plan = _plan(batches.counts, config, epoch=0, world=ranks.world)
     if not plan:
-        raise ValueError(f"{sum(batches.counts)} clips to train on are too few for {parts} parts of a batch")
+        raise UserError(f"{sum(batches.counts)} clips to train on are too few for {parts} parts of a batch")
     per_epoch = len(plan)
     total = min(config.epochs * per_epoch, config.max_steps or math.inf)
     where = choose_device(device, local=ranks.local, beside=ranks.beside)
     if config.augment.crop_size > index.crop_size:
-        raise ValueError(
+        raise UserError(
             f"the crops of the shards are {index.crop_size} pixels wide, augment.crop_size={config.augment.crop_size} "
             "cannot be cut from them: lower it, or make the shards with a larger --crop-size"
         )
@@ -175,7 +176,7 @@ def prepare(
     torch.manual_seed(config.seed)
     model = new_model(config.model, num_classes=len(index.labels))
     if config.augment.crop_size < model.smallest:
-        raise ValueError(
+        raise UserError(
             f"augment.crop_size={config.augment.crop_size} is too small for the trunk {config.model['trunk']}: "
             f"{model.smallest} or more"
         )
@@ -188,7 +189,7 @@ def prepare(
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     if config.compile and model.frontend3D.skips_padding:
-        raise ValueError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
+        raise UserError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
     begun: set[str] = set()  # the weights that are not drawn at random
     origin = resume
     if resume is not None:
@@ -270,7 +271,7 @@ def _go_on(work: Work, resume: Checkpoint, kept: Kept) -> None:
     # A run that was killed while it validated does so first.
     work.owed = work.val is not None and done > 0 and validates(config, done, total, per_epoch) and not kept.evaluation
     if done >= total and not work.owed:
-        raise ValueError(f"the run has all of its {total} steps: epochs= or max_steps= would train it further")
+        raise UserError(f"the run has all of its {total} steps: epochs= or max_steps= would train it further")
 
 
 def validates(config: Config, done: int, total: int, per_epoch: int) -> bool:
@@ -302,7 +303,7 @@ def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: 
             close = difflib.get_close_matches(name, parts, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             known = ", ".join(part for part in parts if part and part.count(".") < 2)
-            raise ValueError(f"freeze: the network has no part {name!r}: {hint}It has {known}, and their parts")
+            raise UserError(f"freeze: the network has no part {name!r}: {hint}It has {known}, and their parts")
         parts[name].requires_grad_(False)
         own = {k for k in model.state_dict() if k.startswith(f"{name}.") and not k.endswith(".num_batches_tracked")}
         if tell and (drawn := own - begun):
@@ -314,7 +315,7 @@ def _freeze(model: torch.nn.Module, names: list[str], begun: set[str], *, tell: 
     frozen = sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     total = sum(weight.numel() for weight in model.parameters())
     if frozen == total:
-        raise ValueError(f"freeze={','.join(names)} leaves nothing to train: freeze fewer parts")
+        raise UserError(f"freeze={','.join(names)} leaves nothing to train: freeze fewer parts")
     if tell:
         tqdm.write(f"freeze: {frozen:,} of {total:,} parameters stay as they are")
 
@@ -327,15 +328,15 @@ def _initialise(model: torch.nn.Module, checkpoint: Checkpoint, path: str, index
     ours, theirs = model.state_dict(), checkpoint.weights
     taken = {name: value for name, value in theirs.items() if name in ours and value.shape == ours[name].shape}
     if not taken:
-        raise ValueError(f"init_from={path}: none of its {len(theirs)} weights has the name and shape of one here")
+        raise UserError(f"init_from={path}: none of its {len(theirs)} weights has the name and shape of one here")
     if checkpoint.labels != list(index.labels):
         # However many they are, the rows of the classifier stand for other words.
         taken = {name: value for name, value in taken.items() if not name.startswith(f"{model.classifier}.")}
     for name, value in taken.items():
         if value.is_complex() or value.is_floating_point() != ours[name].is_floating_point():
-            raise ValueError(f"init_from={path}: its weight {name} is of type {value.dtype}, not {ours[name].dtype}")
+            raise UserError(f"init_from={path}: its weight {name} is of type {value.dtype}, not {ours[name].dtype}")
         if not value.isfinite().all():
-            raise ValueError(f"init_from={path}: its weight {name} has values that are no finite numbers")
+            raise UserError(f"init_from={path}: its weight {name} has values that are no finite numbers")
     model.load_state_dict({**ours, **taken})
     if not tell:
         return set(taken)

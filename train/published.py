@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.train.checkpoint import Checkpoint
 from lipprep.train.models import complete
@@ -54,12 +55,12 @@ def read_weights(state: object, *, head: str | None = None) -> Published:
                 break
     if not isinstance(where, Mapping) or not where or not all(isinstance(v, Tensor) for v in where.values()):
         kinds = ", ".join(map(repr, list(state)[:6])) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(
+        raise UserError(
             f"it holds no weights that are known (it has {kinds}): they are looked for under "
             f"{', '.join(map(repr, CONTAINERS))}, or the file is a state_dict"
         )
     if not all(isinstance(key, str) for key in where):
-        raise ValueError("its weights have keys that are no names")
+        raise UserError("its weights have keys that are no names")
     if all(key.startswith("module.") for key in where):  # of DataParallel
         where = {key.removeprefix("module."): value for key, value in where.items()}
     for family, prefixes in (
@@ -70,7 +71,7 @@ def read_weights(state: object, *, head: str | None = None) -> Published:
         if where and any(key.startswith(prefixes[0]) for key in where) and all(k.startswith(prefixes) for k in where):
             return _FAMILIES[family](where, head)
     shown = ", ".join(list(where)[:4])
-    raise ValueError(
+    raise UserError(
         f"it is of another architecture than those that are known ({len(where)} tensors: {shown}, ...): mpc001's begin "
         "with frontend3D, trunk and tcn, VIPL's with video_cnn, gru and v_cls, euan's with frontend, resnet and lstm"
     )
@@ -94,7 +95,7 @@ def _mpc001(where: Mapping[str, Tensor], head: str | None) -> Published:
         elif not weights[key].equal(weights[twin]):
             differing.append(key)
     if differing:
-        raise ValueError(
+        raise UserError(
             f"its TCN holds each tensor twice, and the two differ, in {differing[0]} and {len(differing) - 1} others: "
             "it was changed after it was saved"
         )
@@ -199,17 +200,17 @@ def model_of(options: Mapping[str, Any]) -> dict[str, Any]:
         if "backbone_type" in options:
             modality = options.get("modality", "video")
             if modality != "video":
-                raise ValueError(f"it is for {modality}: lipprep reads lips alone")
+                raise UserError(f"it is for {modality}: lipprep reads lips alone")
             return _mpc001_model(options)
         if "border" in options or "n_class" in options:
             return _vipl_model(options)
         if "inputdim" in options or "numlstms" in options:
             return _euan_model(options)
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"the configuration holds a value that no such network has: {error}") from error
+        raise UserError(f"the configuration holds a value that no such network has: {error}") from error
     except KeyError as error:
-        raise ValueError(f"the configuration lacks {error}") from error
-    raise ValueError(
+        raise UserError(f"the configuration lacks {error}") from error
+    raise UserError(
         "the configuration is none that is known, which are: a recipe (model: ...), mpc001's JSON (backbone_type, "
         "tcn_... or densetcn_...), its fork's YAML (tcn_options), VIPL's options (border, se), euan's (type, inputdim)"
     )
@@ -229,7 +230,7 @@ _OF_FORK = ("senet18", "efficientnet_b3")
 def _mpc001_model(options: Mapping[str, Any]) -> dict[str, Any]:
     if options["backbone_type"] not in _TRUNK_NAMES:
         known = ", ".join(_TRUNK_NAMES)
-        raise ValueError(f"backbone_type {options['backbone_type']!r}: known are {known}")
+        raise UserError(f"backbone_type {options['backbone_type']!r}: known are {known}")
     trunk = _TRUNK_NAMES[options["backbone_type"]]
     model: dict[str, Any] = {"trunk": trunk, "activation": options["relu_type"]}
     if trunk == "shufflenetv2":
@@ -253,7 +254,7 @@ def _mpc001_model(options: Mapping[str, Any]) -> dict[str, Any]:
     sizes = tcn["kernel_size"]
     sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
     if not sizes:
-        raise ValueError("tcn_kernel_size is empty")
+        raise UserError("tcn_kernel_size is empty")
     head: dict[str, Any] = {"num_layers": tcn["num_layers"], "dropout": float(tcn.get("dropout", 0.2))}
     head["channels"] = round(options.get("hidden_dim", HIDDEN) * tcn.get("width_mult", 1))
     name = "tcn" if len(sizes) == 1 else "mstcn"
@@ -292,7 +293,7 @@ def _is_true(value: object) -> bool:
     """VIPL's command line has its booleans as text. Raises ValueError for what is none."""
     text = str(value).lower()
     if text not in (*_TRUE, *_FALSE):
-        raise ValueError(f"{value!r:.40} is neither true nor false")
+        raise UserError(f"{value!r:.40} is neither true nor false")
     return text in _TRUE
 
 
@@ -303,17 +304,17 @@ def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     head, names = dict(model["head"]), {ours: theirs for theirs, ours in _TRUNK_NAMES.items()}
     if model["trunk"] not in names:
-        raise ValueError(f"its trunk {model['trunk']} is none that mpc001 has ({', '.join(names)})")
+        raise UserError(f"its trunk {model['trunk']} is none that mpc001 has ({', '.join(names)})")
     for part in ("preactivation", "stem_bias", "gate_bias"):
         if model.get(part):
-            raise ValueError(f"its trunk has {part}, which mpc001's never have")
+            raise UserError(f"its trunk has {part}, which mpc001's never have")
     neck = model.get("neck") or {}
     if neck.get("channels") is not None or neck.get("norm"):
-        raise ValueError("it has a neck, of which mpc001's have none")
+        raise UserError("it has a neck, of which mpc001's have none")
     options = {"backbone_type": names[model["trunk"]], "relu_type": model["activation"]}
     options["width_mult"] = float(model.get("width_mult", 1.0))
     if model["trunk"] in _OF_FORK and head["name"] not in ("tcn", "mstcn"):
-        raise ValueError(f"lipreading-snu, which has its trunk {model['trunk']}, has no head {head['name']}")
+        raise UserError(f"lipreading-snu, which has its trunk {model['trunk']}, has no head {head['name']}")
     if head["name"] == "dctcn":
         keys = {"block_layers": "block_config", "growth_rates": "growth_rate_set", "kernel_sizes": "kernel_size_set"}
         keys |= {"dilations": "dilation_size_set", "reduced_channels": "reduced_size", "squeeze_excitation": "se"}
@@ -321,17 +322,17 @@ def options_of(model: Mapping[str, Any]) -> dict[str, Any]:
             value = head[ours]
             options[f"densetcn_{theirs}"] = list(value) if isinstance(value, list | tuple) else value
         if model.get("boundary") not in (None, "mpc001"):
-            raise ValueError(f"its word boundary is by the formula {model['boundary']}, not mpc001's")
+            raise UserError(f"its word boundary is by the formula {model['boundary']}, not mpc001's")
         return options | {"use_boundary": model.get("boundary") is not None}
     if head["name"] not in ("tcn", "dstcn", "mstcn", "dsmstcn"):
-        raise ValueError(f"its head {head['name']} is none that mpc001 has (tcn, dstcn, mstcn, dsmstcn, dctcn)")
+        raise UserError(f"its head {head['name']} is none that mpc001 has (tcn, dstcn, mstcn, dsmstcn, dctcn)")
     if model.get("boundary") is not None:
-        raise ValueError("it is told word boundaries, which mpc001's code knows with the head dctcn alone")
+        raise UserError("it is told word boundaries, which mpc001's code knows with the head dctcn alone")
     if head["channels"] % HIDDEN:
-        raise ValueError(f"its head has {head['channels']} channels a kernel size: mpc001 has multiples of {HIDDEN}")
+        raise UserError(f"its head has {head['channels']} channels a kernel size: mpc001 has multiples of {HIDDEN}")
     sizes = [head["kernel_size"]] if "kernel_size" in head else list(head["kernel_sizes"])
     if "kernel_sizes" in head and len(sizes) == 1:
-        raise ValueError(f"its head {head['name']} has one kernel size, for which mpc001 builds another network")
+        raise UserError(f"its head {head['name']} has one kernel size, for which mpc001 builds another network")
     tcn = {"kernel_size": sizes, "num_layers": head["num_layers"], "dropout": head["dropout"]}
     tcn |= {"dwpw": head["name"].startswith("ds"), "width_mult": head["channels"] // HIDDEN}
     if model["trunk"] in _OF_FORK:
@@ -349,8 +350,8 @@ def save_mpc001(checkpoint: Checkpoint, path: Path) -> list[Path]:
     model = complete(checkpoint.config["model"])
     try:
         options = options_of(model)
-    except ValueError as error:
-        raise ValueError(f"mpc001's code cannot load this network: {error}") from error
+    except UserError as error:
+        raise UserError(f"mpc001's code cannot load this network: {error}") from error
     weights = OrderedDict((name, value.contiguous()) for name, value in checkpoint.weights.items())
     with replacing(path) as file:
         torch.save({"model_state_dict": weights}, file)

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import distributed
 
+from lipprep.io.errors import UserError
+
 _LOST = (
     "the processes of this run have lost one of them: its message, or torchrun's, says why. What is saved is kept: "
     "start it again with --resume auto"
@@ -124,15 +126,15 @@ def join(device: str) -> Iterator[Ranks]:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     missing = [name for name in names if not os.environ.get(name, "").isdigit()]
     if missing := missing + [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
-        raise ValueError(
+        raise UserError(
             f"WORLD_SIZE is set, but {', '.join(missing)} is not, or is no number: start it with torchrun, or unset it"
         )
     ranks = Ranks(*(int(os.environ[name]) for name in names))
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpus and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is not available here: use --device auto or cpu")
+        raise UserError(f"device {device} is not available here: use --device auto or cpu")
     if on_gpus and not distributed.is_nccl_available():
-        raise ValueError(
+        raise UserError(
             "this torch lacks NCCL, by which processes train on GPUs together: it comes with torch for CUDA on Linux; "
             "one process needs none, and --device cpu trains without"
         )
@@ -140,14 +142,14 @@ def join(device: str) -> Iterator[Ranks]:
         try:
             distributed.init_process_group("nccl" if on_gpus else "gloo")
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"the processes of this run did not find each other: {_first_line(error)}") from error
+            raise UserError(f"the processes of this run did not find each other: {_first_line(error)}") from error
         _group[:] = [distributed.new_group(backend="gloo")]
     try:
         yield ranks
     except RuntimeError as error:  # what a broken connection raises
         if isinstance(error, torch.OutOfMemoryError) or not _is_lost(error):
             raise
-        raise ValueError(_LOST) from error
+        raise UserError(_LOST) from error
     finally:
         _group.clear()
         distributed.destroy_process_group()

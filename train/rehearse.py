@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.train.checkpoint import LAST, Checkpoint, load_checkpoint, save_checkpoint
 from lipprep.train.config import Config
@@ -67,7 +68,7 @@ def rehearse(
             clock.mark("wait")
             told = step(batch, step=number, lr=lr)
         if not told.isfinite().all():
-            raise ValueError(f"the loss of the first steps is {told[0].item()}: lower lr, or look at the crops")
+            raise UserError(f"the loss of the first steps is {told[0].item()}: lower lr, or look at the crops")
         validation = None
         if work.val is not None:
             plan = evaluation_plan(work.to_validate(), batch_size=config.batch_size)[:1]

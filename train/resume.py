@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from lipprep.io.errors import UserError
 from lipprep.stages.shard.index import Index
 from lipprep.train.checkpoint import Checkpoint, check_fits, versions
 from lipprep.train.config import Config, as_plain, config_from
@@ -24,20 +25,20 @@ def load_moments(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> No
     if state == {} and (checkpoint.step == 0 or not counts):
         return
     if not isinstance(state, dict) or set(state) != set(range(len(weights))):
-        raise ValueError(f"{unfit}: it is not that of {len(weights)} weights")
+        raise UserError(f"{unfit}: it is not that of {len(weights)} weights")
     taken = {}
     for number, weight in enumerate(weights):
         kept = state[number]
         shapes = dict.fromkeys(names, weight.shape) | ({"step": torch.Size()} if counts else {})
         if not isinstance(kept, dict) or {k: getattr(v, "shape", None) for k, v in kept.items()} != shapes:
-            raise ValueError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
+            raise UserError(f"{unfit}: the moments of weight {number} are not of the weight's shape")
         try:
             with torch.no_grad():
                 # In torch's order: a run that is gone on with ends in the same bytes.
                 taken[number] = {"step": kept["step"].to(torch.float32, copy=True)} if counts else {}
                 taken[number] |= {k: torch.empty_like(weight).copy_(kept[k]) for k in names}
         except RuntimeError as error:  # tensors of a kind that cannot be copied, as quantized ones
-            raise ValueError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
+            raise UserError(f"{unfit}: the moments of weight {number} are no plain numbers") from error
     optimizer.load_state_dict({"state": taken, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -50,7 +51,7 @@ def load_scale(scaler: torch.amp.GradScaler, checkpoint: Checkpoint) -> None:
         return
     scale, steps = checkpoint.scaler.get("scale"), checkpoint.scaler.get("_growth_tracker")
     if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
-        raise ValueError(
+        raise UserError(
             "the checkpoint's state of the gradient scaler is none: precision=bf16 or precision=fp32 goes on without it"
         )
     scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
@@ -65,15 +66,15 @@ def check_resumable(
     as many words.
     """
     if not checkpoint.optimizer:
-        raise ValueError(
+        raise UserError(
             "an imported checkpoint has no state of training to go on from: begin a new run with its weights, "
             "init_from=PATH, in another --run"
         )
     try:
         check_fits(checkpoint, index)
         if checkpoint.dataset != index.fingerprint:
-            raise ValueError("the shards are others than those that the run began with, or were made anew since")
-    except ValueError as error:
+            raise UserError("the shards are others than those that the run began with, or were made anew since")
+    except UserError as error:
         if len(index.labels) != len(checkpoint.labels):
             remedy = "Begin a new run with its weights: init_from=PATH, in another --run"
         elif other_shards:
@@ -86,11 +87,11 @@ def check_resumable(
                 "another --run"
             )
         if remedy:
-            raise ValueError(f"{error}. {remedy}") from error
+            raise UserError(f"{error}. {remedy}") from error
     now, before = as_plain(config), as_plain(config_from(checkpoint.config))
     for name in ("model", "seed", "batch_size", "overfit", "optimizer", "freeze"):
         if now[name] != before[name]:
-            raise ValueError(
+            raise UserError(
                 f"the run has {name}={before[name]}, not {now[name]}, and that cannot change on its way: start a new "
                 "run in another --run; init_from=PATH begins it with these weights"
             )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.stages.lock import LOCK, hold, holder_of
 from lipprep.train.checkpoint import LAST, Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import DEFAULT_RECIPE, Config, config_from, differences, load_config, load_recipe
@@ -27,10 +28,10 @@ def open_run(
     path = None
     if resume == "auto":
         if run is None:
-            raise ValueError("--resume auto goes on in a run folder: name it with --run")
+            raise UserError("--resume auto goes on in a run folder: name it with --run")
         path = run / LAST if (run / LAST).is_file() else None
         if path is None and holds_something(run) and not (run / CONFIG).is_file():
-            raise ValueError(f"{run} is not empty and no run folder: name another --run")
+            raise UserError(f"{run} is not empty and no run folder: name another --run")
     elif resume is not None:
         path = find_checkpoint(Path(resume), LAST)
         run = run or path.parent
@@ -41,13 +42,13 @@ def open_run(
             config = load_recipe(recipe or DEFAULT_RECIPE, overrides)
         run = run or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.recipe}"
     if resume != "auto" and (path is None or path.parent.resolve() != run.resolve()) and holds_something(run):
-        raise ValueError(f"{run} is not empty: go on in it with `--resume auto`, or name another --run")
+        raise UserError(f"{run} is not empty: go on in it with `--resume auto`, or name another --run")
     if path is None:
         return run, config, None
     checkpoint = load_checkpoint(path)
     config = config_from(checkpoint.config, overrides)
     if recipe is not None and Path(recipe).stem != config.recipe:
-        raise ValueError(
+        raise UserError(
             f"{path} was trained with recipe {config.recipe}, not {recipe}: leave out --recipe to go on with it, "
             "or start a new run with another --run"
         )
@@ -73,7 +74,7 @@ def alone_in(run: Path, *, after: int) -> Iterator[None]:
     with hold(lock, refusal):
         last = load_checkpoint(run / LAST).step if (run / LAST).is_file() else 0
         if last > after:
-            raise ValueError(
+            raise UserError(
                 f"{run} has gone on to step {last}, and going on from step {after} would overwrite that: "
                 "use `--resume auto`, or name another --run"
             )

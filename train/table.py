@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from lipprep.io.errors import UserError
 from lipprep.train.config import about, load_recipe, recipes
 from lipprep.train.device import new_model, place, reading
 from lipprep.train.models import HEADS, TRUNKS
@@ -66,7 +67,7 @@ def published(recipe: str) -> Accuracy | None:
         return Accuracy(float(found["percent"]), found["told"], found["source"])
     if any(words in text for words in _UNPUBLISHED):
         return None
-    raise ValueError(
+    raise UserError(
         f"the recipe {recipe} does not say what was published of it: its comment needs a sentence like "
         "'Published on LRW: 88.9 % (mpc001, 2022).' or 'No accuracy on LRW was published.'"
     )

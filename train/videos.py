@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 
@@ -21,7 +22,7 @@ def find_videos(paths: Iterable[Path | RemotePath]) -> list[Path | RemotePath]:
             below = map(path.__truediv__, path.files_below()) if isinstance(path, RemotePath) else path.rglob("*")
             inside = sorted(p for p in below if p.suffix.lower() in SUFFIXES)
             if not inside:
-                raise ValueError(f"{path} holds no videos (files called {' '.join(sorted(SUFFIXES))})")
+                raise UserError(f"{path} holds no videos (files called {' '.join(sorted(SUFFIXES))})")
             found += inside
         else:
             found.append(path)
@@ -40,7 +41,7 @@ def keyed_videos(paths: Iterable[Path | RemotePath]) -> dict[str, Path | RemoteP
             below = PurePath(video.name) if video == path else video.relative_to(path)
             key = os.fsencode(below.with_suffix("").as_posix()).decode(errors="backslashreplace")
             if key in keyed:
-                raise ValueError(
+                raise UserError(
                     f"{printable(keyed[key])} and {printable(video)} would both be called {printable(key)}: "
                     "rename one, or take them one at a time"
                 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
 from lipprep.stages.shard.reader import MAKE_AGAIN
 from lipprep.train.checkpoint import LAST, load_checkpoint, save_checkpoint
@@ -95,7 +96,7 @@ class Watch:
         self._bar.set_postfix(**told, **{"clips/s": f"{speed:.0f}", "wait": f"{100 * wait:.0f}%"}, refresh=False)
         self._seen.clear()
 
-    def failed(self, what: str, value: float, *, step: int | None = None, keys: list[str] | None = None) -> ValueError:
+    def failed(self, what: str, value: float, *, step: int | None = None, keys: list[str] | None = None) -> UserError:
         """The error of a run in which something is no number after step `step` (from 0; by default the last one).
 
         What leads there again is kept: the last checkpoint, and a file that names the step's clips and the command.
@@ -132,7 +133,7 @@ class Watch:
         if work.ranks.main:
             write_text(run / FAILURE, json.dumps(about, indent=1) + "\n")
         whose = f", of {keys[0]} and others" if keys else ""
-        return ValueError(
+        return UserError(
             f"{what} is {value} (step {step + 1} is batch {batch + 1} of epoch {epoch + 1}{whose}): {REMEDY}. "
             f"{run / FAILURE} names the clips, and how to see it again"
         )
@@ -160,7 +161,7 @@ class Skipped:
         self.places = self._ranks.union(self.places)
         with self._ranks.agreed():
             if len(self.places) > max(1, MOST_SKIPPED * self._clips):
-                raise ValueError(
+                raise UserError(
                     f"{len(self.places)} clips are damaged, more than {100 * MOST_SKIPPED:g} % of {self._clips}: make "
                     "the shards again with `lipprep shards`"
                 )

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.textgrid import choose_tiers, interval
 from lipprep.pipeline.captions.timing import Timing, seconds, spread, timing
 
 _SURE = ("score", "probability", "confidence")  # WhisperX, Whisper and faster-whisper, whisper-timestamped
 
 
-class UnknownShape(ValueError):
+class UnknownShape(UserError):
     """JSON that is well formed, and holds no timings that are known: many programs leave such files."""
 
 
@@ -24,7 +25,7 @@ def parse_json(text: str, tier: str | None = None) -> list[Timing]:
     try:
         found = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ValueError(f"it is no JSON: {error}") from error
+        raise UserError(f"it is no JSON: {error}") from error
     if isinstance(found, list) and found and all(_is_word(entry) for entry in found):
         return _each(found, "entry", _word)
     if isinstance(found, dict):
@@ -83,7 +84,7 @@ def _segments(segments: list[dict]) -> list[Timing]:
         words = segment.get("words")
         if words is not None:
             if not _all_mappings(words):
-                raise ValueError(f"{where}: its words are no list of words")
+                raise UserError(f"{where}: its words are no list of words")
             found += _each(words, f"{where}.words", _word)
             continue
         whole = timing(segment.get("text", ""), segment.get("start"), segment.get("end"), where=where)
@@ -103,7 +104,7 @@ def _tiers(tiers: dict | list, tier: str | None) -> list[Timing]:
         for n, entry in enumerate(entries):
             where = f"tier {name}, entry {n}"
             if not isinstance(entry, list) or len(entry) < 3 or not isinstance(entry[2], str):
-                raise ValueError(f"{where} is not [start, end, text]")
+                raise UserError(f"{where} is not [start, end, text]")
             read[name] += interval(seconds(entry[0], where), seconds(entry[1], where), entry[2], where)
     return choose_tiers(read, tier)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.captions.choose import Account, Choice, Spoken, choose, note_strangers
 from lipprep.pipeline.captions.match import Matches, homes
@@ -65,7 +66,7 @@ def _mine(read: TimingFile, video: str, file: str) -> list[Timing]:
             return read.words[name]
     if len(read.words) == 1 and PurePosixPath(file).stem.startswith(stem.name):
         return next(iter(read.words.values()))
-    raise ValueError(f"{file}: no line is of {stem.name}")
+    raise UserError(f"{file}: no line is of {stem.name}")
 
 
 def collect(

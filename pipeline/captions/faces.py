@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.choose import Account, Spoken
 from lipprep.pipeline.inputs import digest, file_stat
 from lipprep.pipeline.manifest import STRETCH
@@ -150,7 +151,7 @@ def look_at_all(
                         file.write(_line(known[key]))
                         bar.update(len(span.words))
     except WorkerDied as death:
-        raise ValueError(
+        raise UserError(
             f"a worker process was killed ({death}). What was found is kept: run the same command again, with fewer "
             "--workers where memory was short"
         ) from death

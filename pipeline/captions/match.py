@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.read import SUFFIXES
 from lipprep.pipeline.sources import VIDEO_SUFFIXES
 from lipprep.stages.remote import RemotePath
@@ -116,7 +117,7 @@ def _in_language(video: str, candidates: list[tuple[str, str]], language: str | 
         wanted = language.lower().replace("_", "-")
         tags = {tag for tag in tags if tag == wanted or tag.replace("_", "-").startswith(f"{wanted}-")}
     elif len(several := {re.split("[-_]", tag)[0] for tag in tags}) > 1:
-        raise ValueError(
+        raise UserError(
             f"{printable(video)} has timings in several languages ({', '.join(sorted(several))}): choose with --lang"
         )
     mine = [(tag, file) for tag, file in candidates if (tag in tags if tags else not tag)]
@@ -145,9 +146,9 @@ def speakers_of(videos: Iterable[str], source: str | None) -> dict[str, str]:
     try:
         pattern = re.compile(source)
     except re.error as error:
-        raise ValueError(f"--speaker-from {source!r} is no regular expression: {error}") from error
+        raise UserError(f"--speaker-from {source!r} is no regular expression: {error}") from error
     if not pattern.groups:
-        raise ValueError(
+        raise UserError(
             f"--speaker-from {source!r} is neither `folder` nor a .csv, and as a regular expression it has no group: "
             "write (...) round the speaker"
         )
@@ -162,11 +163,11 @@ def _read_speakers(path: Path) -> Mapping[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             if not {"video", "speaker"} <= set(rows.fieldnames or ()):
-                raise ValueError(f"{name} needs the columns video and speaker")
+                raise UserError(f"{name} needs the columns video and speaker")
             for row in rows:
                 video, speaker = (row["video"] or "").strip(), (row["speaker"] or "").strip()
                 if video and speaker and speakers.setdefault(PurePosixPath(video).as_posix(), speaker) != speaker:
-                    raise ValueError(f"{name}, line {rows.line_num}: {video!r} has two speakers")
+                    raise UserError(f"{name}, line {rows.line_num}: {video!r} has two speakers")
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"the table {name} is no CSV in UTF-8: {error}") from error
+        raise UserError(f"the table {name} is no CSV in UTF-8: {error}") from error
     return speakers

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.aligners import parse_json
 from lipprep.pipeline.captions.subtitles import parse_srt, parse_vtt
 from lipprep.pipeline.captions.tables import parse_align, parse_ctm
@@ -37,7 +38,7 @@ def read_timings(path: Path | RemotePath, *, tier: str | None = None) -> TimingF
     try:
         text, fallback = decode(content)
         if not text.strip():
-            raise ValueError("it is empty")
+            raise UserError("it is empty")
         if suffix == ".ctm":
             return TimingFile(dict(parse_ctm(text)), fallback)
         words = _OF_TIERS[suffix](text, tier) if suffix in _OF_TIERS else _PARSERS[suffix](text)
@@ -61,7 +62,7 @@ def decode(content: bytes) -> tuple[str, str | None]:
             except UnicodeDecodeError:
                 text, fallback = content.decode("cp1252"), "cp1252"
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no text in UTF-8, UTF-16 or cp1252 ({error.reason}): save it as UTF-8") from None
+        raise UserError(f"it is no text in UTF-8, UTF-16 or cp1252 ({error.reason}): save it as UTF-8") from None
     if "\0" in text:
-        raise ValueError("it is no text in UTF-8, UTF-16 with a byte order mark, or cp1252: save it as UTF-8")
+        raise UserError("it is no text in UTF-8, UTF-16 with a byte order mark, or cp1252: save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n"), fallback

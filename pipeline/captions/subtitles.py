@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.timing import Timing, shown, spoken, spread
 
 _STAMP = r"(?:[0-9]{1,4}:)?[0-9]{1,2}:[0-9]{1,2}[.,][0-9]{1,6}"
@@ -36,7 +37,7 @@ def parse_vtt(text: str) -> list[Timing]:
     in two cues or three, and counts once. Without such times words are spread over their cue, and rough.
     """
     if text.split("\n", 1)[0].split(maxsplit=1)[:1] != ["WEBVTT"]:
-        raise ValueError("line 1: it does not begin with WEBVTT")
+        raise UserError("line 1: it does not begin with WEBVTT")
     return _words(text, blank_ends=True)
 
 
@@ -47,7 +48,7 @@ def parse_srt(text: str) -> list[Timing]:
     """
     found = _words(text, blank_ends=False)
     if not found and "-->" not in text:
-        raise ValueError("line 1: no line has times (00:00:01,000 --> 00:00:02,000)")
+        raise UserError("line 1: no line has times (00:00:01,000 --> 00:00:02,000)")
     return found
 
 
@@ -116,9 +117,9 @@ def _times(line: str, number: int) -> tuple[float, float]:
     left, _, right = line.partition("-->")
     start, end = stamp(left.strip()), stamp((right.split(maxsplit=1) or [""])[0])
     if start is None or end is None:
-        raise ValueError(f"line {number}: {shown(line)} is not of the form 00:00:01.000 --> 00:00:02.000")
+        raise UserError(f"line {number}: {shown(line)} is not of the form 00:00:01.000 --> 00:00:02.000")
     if end < start:
-        raise ValueError(f"line {number}: {shown(line)} ends before it starts")
+        raise UserError(f"line {number}: {shown(line)} ends before it starts")
     return start, end
 
 
@@ -139,7 +140,7 @@ def _cue_words(text: str, cue: Cue, *, exact: bool) -> list[Timing]:
     for inner in pieces[1::2]:
         at = stamp(inner)
         if at is None:
-            raise ValueError(f"line {cue.number}: the cue has the time {shown(inner)}, which is none")
+            raise UserError(f"line {cue.number}: the cue has the time {shown(inner)}, which is none")
         # Some writers' times leave their cue; what that leaves of a word is too short to be kept.
         times.append(min(max(at, times[-1]), cue.end))
     times.append(cue.end)

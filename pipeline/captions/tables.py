@@ -1,5 +1,6 @@
 """Timings in lines of fields: GRID's .align, and CTM."""
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.timing import Timing, seconds, shown, timing
 
 ALIGN_UNITS = 25_000  # a second: 1000 a frame
@@ -15,7 +16,7 @@ def parse_align(text: str) -> list[Timing]:
             first, last, word = line.split()
             found.append(timing(word, int(first) / ALIGN_UNITS, int(last) / ALIGN_UNITS, where=f"line {number}"))
         except (ValueError, OverflowError):
-            raise ValueError(f"line {number}: {shown(line)} is not `start end word`") from None
+            raise UserError(f"line {number}: {shown(line)} is not `start end word`") from None
     return found
 
 
@@ -31,10 +32,10 @@ def parse_ctm(text: str) -> dict[str, list[Timing]]:
             continue
         where = f"line {number}"
         if len(fields) < 5:
-            raise ValueError(f"{where}: {shown(line)} is not `file channel start duration word`")
+            raise UserError(f"{where}: {shown(line)} is not `file channel start duration word`")
         name, _, start, duration, word = fields[:5]
         if word in ("<ALT_BEGIN>", "<ALT>", "<ALT_END>") or start == "*":
-            raise ValueError(f"{where}: alternatives are not read: keep one of them")
+            raise UserError(f"{where}: alternatives are not read: keep one of them")
         begins = seconds(start, where)
         sure = fields[5] if len(fields) > 5 and fields[5] != "NA" else None
         ends = begins + seconds(duration, where)

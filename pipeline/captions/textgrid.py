@@ -2,6 +2,7 @@
 
 import re
 
+from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.timing import Timing, seconds, shown, spread, timing
 
 _WORDS = ("words", "word")
@@ -20,7 +21,7 @@ def parse_textgrid(text: str, tier: str | None = None) -> list[Timing]:
     tokens = _Tokens(text)
     kinds = tokens.text(), tokens.text()
     if kinds[0] not in ("ooTextFile", "ooTextFile short") or kinds[1] != "TextGrid":
-        raise ValueError(f"line {tokens.line}: {shown(kinds)} is no TextGrid")
+        raise UserError(f"line {tokens.line}: {shown(kinds)} is no TextGrid")
     tokens.number(), tokens.number()
     if tokens.flag() != "<exists>":
         return []
@@ -29,7 +30,7 @@ def parse_textgrid(text: str, tier: str | None = None) -> list[Timing]:
         kind, name = tokens.text(), tokens.text()
         tokens.number(), tokens.number()
         if kind not in (_INTERVALS, "TextTier"):
-            raise ValueError(f"line {tokens.line}: {shown(kind)} is no kind of tier")
+            raise UserError(f"line {tokens.line}: {shown(kind)} is no kind of tier")
         marks = [tokens.interval() if kind == _INTERVALS else tokens.point() for _ in range(tokens.count())]
         if kind == _INTERVALS:  # points have no duration, and are no words
             tiers[name if name not in tiers else f"{name} ({n + 1})"] = [t for mark in marks for t in interval(*mark)]
@@ -49,11 +50,11 @@ def choose_tiers(tiers: dict[str, list[Timing]], tier: str | None) -> list[Timin
     names = ", ".join(map(shown, tiers))
     if tier is not None:
         if tier not in tiers:
-            raise ValueError(f"it has no tier {shown(tier)} of intervals (it has: {names or 'none'})")
+            raise UserError(f"it has no tier {shown(tier)} of intervals (it has: {names or 'none'})")
         return tiers[tier]
     meant = [n for n in tiers if n.lower() in _WORDS or n.lower().endswith(tuple(f" - {w}" for w in _WORDS))]
     if not tiers:
-        raise ValueError("it has no tier of intervals")
+        raise UserError("it has no tier of intervals")
     return [t for n in meant or [next(iter(tiers))] for t in tiers[n]]
 
 
@@ -73,12 +74,12 @@ class _Tokens:
                 self._counted = found.start()
                 return token
         self.line += self._text.count("\n", self._counted)
-        raise ValueError(f"line {self.line}: it ends too early")
+        raise UserError(f"line {self.line}: it ends too early")
 
     def text(self) -> str:
         token = self._next()
         if token[0] != '"' or len(token) < 2:
-            raise ValueError(f"line {self.line}: {shown(token)} is no text in quotes")
+            raise UserError(f"line {self.line}: {shown(token)} is no text in quotes")
         return token[1:-1].replace('""', '"')
 
     def flag(self) -> str:
@@ -91,7 +92,7 @@ class _Tokens:
     def count(self) -> int:
         token = self._next()
         if not token.isdecimal() or len(token) > 9:
-            raise ValueError(f"line {self.line}: {shown(token)} is no number of tiers or intervals")
+            raise UserError(f"line {self.line}: {shown(token)} is no number of tiers or intervals")
         return int(token)
 
     def interval(self) -> tuple[float, float, str, str]:

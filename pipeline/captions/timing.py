@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 
 import msgspec
 
+from lipprep.io.errors import UserError
 from lipprep.stages.untrusted import printable
 
 MAX_SECONDS = 1e6  # eleven days: more is no time in a video
@@ -29,10 +30,10 @@ class Timing(msgspec.Struct, frozen=True, gc=False):
 def timing(word: object, start: object, end: object, *, where: str, confidence: object = None) -> Timing:
     """A word as a file has it, checked. Raises ValueError, beginning with `where`, for times that none can be."""
     if not isinstance(word, str):
-        raise ValueError(f"{where}: the word is {shown(word)}, no text")
+        raise UserError(f"{where}: the word is {shown(word)}, no text")
     begins, ends = seconds(start, where), seconds(end, where)
     if ends < begins:
-        raise ValueError(f"{where}: {shown(word)} ends at {ends:g} s, before it starts at {begins:g} s")
+        raise UserError(f"{where}: {shown(word)} ends at {ends:g} s, before it starts at {begins:g} s")
     return Timing(word, begins, ends, confidence=None if confidence is None else _share(confidence, where))
 
 
@@ -40,14 +41,14 @@ def seconds(value: object, where: str) -> float:
     """A time in seconds of a number or its text. Raises ValueError, beginning with `where`, for what is none."""
     found = _number(value)
     if found is None or not 0 <= found <= MAX_SECONDS:
-        raise ValueError(f"{where}: {shown(value)} is no time in seconds")
+        raise UserError(f"{where}: {shown(value)} is no time in seconds")
     return found
 
 
 def _share(value: object, where: str) -> float:
     found = _number(value)
     if found is None or not 0 <= found <= 1:
-        raise ValueError(f"{where}: {shown(value)} is no confidence, from 0 to 1")
+        raise UserError(f"{where}: {shown(value)} is no confidence, from 0 to 1")
     return found
 
 

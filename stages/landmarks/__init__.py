@@ -5,6 +5,7 @@ weights of other people. `track` follows one face through a clip with any of the
 at once, and `faces.track_faces` all faces of a video; `read_archive` reads the landmark files of the field instead.
 """
 
+from lipprep.io.errors import UserError
 from lipprep.stages.landmarks.batch import BatchDetector, track_clips
 from lipprep.stages.landmarks.detector import Detector, Face, choose_face
 from lipprep.stages.landmarks.track import ClipLandmarks, track
@@ -33,7 +34,7 @@ def load_detector(name: str, *, device: str = "cpu") -> Detector:
     if device.startswith("cpu:"):  # torch's name of the same
         device = "cpu"
     if name == "dlib" and device != "cpu":
-        raise ValueError(f"the detector dlib runs on the CPU alone, not on {device!r}: use the detector mesh or fan")
+        raise UserError(f"the detector dlib runs on the CPU alone, not on {device!r}: use the detector mesh or fan")
     if name in DETECTORS and device != "cpu":
         _check_device(device)
     if name == "mesh" and device != "cpu":
@@ -52,7 +53,7 @@ def load_detector(name: str, *, device: str = "cpu") -> Detector:
         from lipprep.stages.landmarks.dlib import Dlib
 
         return Dlib()
-    raise ValueError(f"unknown landmark detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    raise UserError(f"unknown landmark detector {name!r}; choose one of {', '.join(DETECTORS)}")
 
 
 def _check_device(name: str) -> None:
@@ -72,4 +73,4 @@ def _check_device(name: str) -> None:
             reason = f" ({str(error).splitlines()[0].partition('. ')[0]})"
             if not torch.backends.cuda.is_built():
                 remedy = f"install a CUDA build of torch (https://pytorch.org/get-started), or {remedy}"
-        raise ValueError(f"there is no torch device {name!r}{reason}, only {', '.join(here)}: {remedy}") from error
+        raise UserError(f"there is no torch device {name!r}{reason}, only {', '.join(here)}: {remedy}") from error

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks.track import ClipLandmarks
 from lipprep.stages.landmarks.unpickle import MAX_BYTES, PickleRefusedError, load_pickle
@@ -45,14 +46,14 @@ def read_persons(path: Path) -> dict[str, int]:
                 if not index.isdecimal() or len(index) > 9:
                     if number == 1 and len(row) > 1 and "/" not in row[0]:  # a header
                         continue
-                    raise ValueError(
+                    raise UserError(
                         f"{printable(path)}, line {number}: expected `NAME,PERSON` with a person index from 0, got "
                         f"{','.join(row)[:80]!r}"
                     )
                 name = PurePosixPath(row[0].strip().replace("\\", "/"))
                 persons[name.with_suffix("").as_posix() if name.name else ""] = int(index)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"the table of persons {printable(path)} is no CSV in UTF-8: {error}") from error
+        raise UserError(f"the table of persons {printable(path)} is no CSV in UTF-8: {error}") from error
     return persons
 
 
@@ -75,10 +76,10 @@ def read_archive(folder: Path, name: str, *, person: int = 0) -> ClipLandmarks:
         raise ClipFailure("landmarks_missing", f"no landmark file: looked for {tried}")
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has {path.stat().st_size} bytes, at most {MAX_BYTES} are read")
+            raise UserError(f"it has {path.stat().st_size} bytes, at most {MAX_BYTES} are read")
         entries = _read_npz(path) if path.suffix == ".npz" else load_pickle(path.read_bytes())
         if not _is_sequence(entries):
-            raise ValueError(f"it holds a {type(entries).__name__}, not an entry a frame")
+            raise UserError(f"it holds a {type(entries).__name__}, not an entry a frame")
         return _clip(entries, person)
     except PickleRefusedError as error:
         raise ClipFailure("bad_landmarks", f"{printable(path)} was refused: {_short(error)}") from error
@@ -97,23 +98,23 @@ def _read_npz(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             if "data.npy" not in members:
-                raise ValueError(f"it has no array `data`, only {', '.join(members[:5]) or 'nothing'}")
+                raise UserError(f"it has no array `data`, only {', '.join(members[:5]) or 'nothing'}")
             with archive.open("data.npy") as member:
                 content = member.read(MAX_BYTES + 1)
     except (RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-        raise ValueError(f"`data` cannot be unpacked ({error})") from error
+        raise UserError(f"`data` cannot be unpacked ({error})") from error
     if len(content) > MAX_BYTES:
-        raise ValueError(f"`data` unpacks to more than {MAX_BYTES} bytes")
+        raise UserError(f"`data` unpacks to more than {MAX_BYTES} bytes")
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"`data` has the unknown npy version {version}")
+        raise UserError(f"`data` has the unknown npy version {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(stream)
     if dtype == np.dtype(object):
         return load_pickle(content[stream.tell() :])
     if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize > len(content) - stream.tell():
-        raise ValueError(f"`data` has type {dtype} and shape {shape}, which its bytes do not hold")
+        raise UserError(f"`data` has type {dtype} and shape {shape}, which its bytes do not hold")
     stream.seek(0)
     return np.lib.format.read_array(stream, allow_pickle=False)
 
@@ -124,7 +125,7 @@ def _is_sequence(value: Any) -> bool:
 
 def _clip(entries: Sequence[Any], person: int) -> ClipLandmarks:
     if len(entries) > _MAX_FRAMES:
-        raise ValueError(f"it has {len(entries)} frames, at most {_MAX_FRAMES} are read")
+        raise UserError(f"it has {len(entries)} frames, at most {_MAX_FRAMES} are read")
     points = np.full((len(entries), 68, 2), np.nan, np.float32)
     max_faces = 0
     with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and so no face
@@ -146,9 +147,9 @@ def _faces(entry: Any, person: int) -> tuple[list[Any], int]:
         return [entry], 0
     if _is_sequence(entry):
         if len(entry) > _MAX_FACES:
-            raise ValueError(f"a frame has {len(entry)} faces, at most {_MAX_FACES} are read")
+            raise UserError(f"a frame has {len(entry)} faces, at most {_MAX_FACES} are read")
         return list(entry), person
-    raise ValueError(f"a frame holds a {type(entry).__name__}, not landmarks")
+    raise UserError(f"a frame holds a {type(entry).__name__}, not landmarks")
 
 
 def _is_flat(face: Any) -> bool:
@@ -162,17 +163,17 @@ def _is_flat(face: Any) -> bool:
 def _points(face: Any, frame: int) -> np.ndarray:
     if isinstance(face, dict):
         if "facial_landmarks" not in face:
-            raise ValueError(f"frame {frame} has no facial_landmarks, only {', '.join(map(str, face))}")
+            raise UserError(f"frame {frame} has no facial_landmarks, only {', '.join(map(str, face))}")
         face = face["facial_landmarks"]
     # Lists that hold each other would grow without end on their way into an array.
     points = np.asarray(face if isinstance(face, np.ndarray) or _is_flat(face) else None)
     if points.dtype.kind not in "fiu":
-        raise ValueError(f"the points of frame {frame} are not numbers")
+        raise UserError(f"the points of frame {frame} are not numbers")
     if points.shape == (136,):
         points = points.reshape(68, 2)
     if points.shape != (68, 2):
         count = f"{points.shape[0]} points" if points.ndim == 2 else f"an array of shape {points.shape}"
-        raise ValueError(
+        raise UserError(
             f"frame {frame} has {count} (shape {points.shape}); the 68 iBUG points as (x, y) are needed, which "
             "detectors of 4 or 5 points do not give: use `--detector mesh` or another archive"
         )

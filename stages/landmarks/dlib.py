@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.landmarks.detector import Face, weights_identity
 
 
@@ -23,7 +24,7 @@ class Dlib:
             import dlib
             import face_recognition_models
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f'the detector dlib needs packages that are missing ({error}): pip install "lipprep[dlib]"'
             ) from error
         self._dlib = dlib

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.landmarks.batch import CLIPS_AT_ONCE
 from lipprep.stages.landmarks.detector import Face, weights_identity
 from lipprep.stages.landmarks.mesh import Mesh
@@ -55,7 +56,7 @@ class Fan:
         self.clips_at_once = 1 if device == "cpu" else CLIPS_AT_ONCE  # which a CPU gains nothing by
         self.weights = weights_path()
         if not self.weights.is_file():
-            raise ValueError(
+            raise UserError(
                 f"the detector fan needs its weights: put {WEIGHTS} ({WEIGHTS_URL}, 96 MB) at {self.weights}, "
                 "or use the detector mesh, which needs nothing"
             )

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from lipprep.io.errors import UserError
+
 MAX_BYTES = 64 * 2**20  # far above any clip's landmarks; bounds what a hostile file can make us hold
 MAX_CONTAINERS = 10**6  # 14,000 frames of 68 points, each a list of two numbers; a file of 6 kB can ask for millions
 MAX_STEPS = 10**7  # opcodes: those frames take 7 million
@@ -51,7 +53,7 @@ _KEYS = {
 }
 
 
-class PickleRefusedError(ValueError):
+class PickleRefusedError(UserError):
     """The bytes are no pickle of plain containers and arrays; the message says what was met."""
 
 

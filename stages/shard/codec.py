@@ -13,6 +13,8 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
+from lipprep.io.errors import UserError
+
 CODECS = ("jpeg", "npy")
 MAX_STRIP = 65500  # libjpeg refuses a taller or wider picture: 682 frames of 96 pixels
 MAX_CROPS = 1 << 28  # bytes of one clip's raw crops: 29,000 frames of 96 pixels, which take a few times that to read
@@ -35,7 +37,7 @@ _LENGTHLESS = {0x01, *range(0xD0, 0xDA)}
 def npy_bytes(array: np.ndarray) -> bytes:
     """`array` as the bytes of an .npy file."""
     if array.dtype.hasobject:
-        raise ValueError("an array of objects would be stored as a pickle")
+        raise UserError("an array of objects would be stored as a pickle")
     return b"".join((_npy_head(array.shape, array.dtype), np.ascontiguousarray(array).data))
 
 
@@ -57,7 +59,7 @@ def npy_array(payload: bytes) -> np.ndarray:
     there = len(payload) - start
     # Looked at before reading: memory is taken for what the header says.
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != there:
-        raise ValueError(
+        raise UserError(
             f"the header of the array says shape {shape} and type {str(dtype)[:80]}, but {there} bytes follow"
         )
     array = np.frombuffer(payload, dtype, math.prod(shape), offset=start)
@@ -85,24 +87,24 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type in the bytes of an .npy file before its data."""
     buffer = io.BytesIO(head)
     if (read := _NPY_HEADERS.get(np.lib.format.read_magic(buffer))) is None:
-        raise ValueError("the array is of another version of npy than 1.0, 2.0 and 3.0")
+        raise UserError("the array is of another version of npy than 1.0, 2.0 and 3.0")
     try:
         shape, fortran, dtype = read(buffer)
     except Exception as error:  # Python's tokenizer and parser raise errors of many kinds at nonsense
-        raise ValueError(f"the header of the array cannot be read: {str(error)[:200]}") from error
+        raise UserError(f"the header of the array cannot be read: {str(error)[:200]}") from error
     if any(type(length) is not int for length in shape):  # numpy takes True for a number
-        raise ValueError(f"the header of the array says shape {shape}, which is none")
+        raise UserError(f"the header of the array says shape {shape}, which is none")
     if dtype.hasobject or not dtype.itemsize:
-        raise ValueError(f"object arrays, which are pickles, and empty types are not read: {str(dtype)[:80]}")
+        raise UserError(f"object arrays, which are pickles, and empty types are not read: {str(dtype)[:80]}")
     return shape, fortran, dtype
 
 
 def check_codec(codec: str, crop_size: int) -> None:
     """Raise ValueError where no clip of `crop_size` (pixels) can be stored with `codec`."""
     if codec not in CODECS:
-        raise ValueError(f"unknown codec {codec!r}: choose one of {', '.join(CODECS)}")
+        raise UserError(f"unknown codec {codec!r}: choose one of {', '.join(CODECS)}")
     if codec == "jpeg" and crop_size % 8:
-        raise ValueError(
+        raise UserError(
             f"crop size {crop_size} is no multiple of 8, so frames would bleed into each other in a JPEG strip: "
             "use --codec npy or another --crop-size"
         )
@@ -117,11 +119,11 @@ def encode_mouth(mouth_TSS: np.ndarray, *, codec: str = "jpeg", quality: int = 9
     T, S, _ = mouth_TSS.shape
     check_codec(codec, S)
     if mouth_TSS.nbytes > MAX_CROPS:
-        raise ValueError(f"{T} frames are too many for one clip ({MAX_CROPS // (S * S)} at most): cut it into windows")
+        raise UserError(f"{T} frames are too many for one clip ({MAX_CROPS // (S * S)} at most): cut it into windows")
     if codec == "npy":
         return "mouth.npy", npy_bytes(mouth_TSS)
     if T * S > MAX_STRIP:
-        raise ValueError(f"{T} frames are too many for one JPEG strip ({MAX_STRIP // S} at most): use --codec npy")
+        raise UserError(f"{T} frames are too many for one JPEG strip ({MAX_STRIP // S} at most): use --codec npy")
     ok, data = cv2.imencode(".jpg", mouth_TSS.reshape(T * S, S), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
     return "mouth.jpg", data.tobytes()
@@ -135,15 +137,15 @@ def decode_mouth(extension: str, payload: bytes) -> np.ndarray:
     if extension == "mouth.npy":
         mouth = npy_array(payload)
         if mouth.ndim != 3 or mouth.dtype != np.uint8 or mouth.shape[1] != mouth.shape[2]:
-            raise ValueError(f"mouth crops of shape {mouth.shape} and type {mouth.dtype}, expected (T, S, S) uint8")
+            raise UserError(f"mouth crops of shape {mouth.shape} and type {mouth.dtype}, expected (T, S, S) uint8")
         return mouth
     height, width = _strip_size(payload)
     try:
         strip = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_GRAYSCALE)
     except cv2.error as error:
-        raise ValueError(f"the mouth strip cannot be decoded: {error.err}") from error
+        raise UserError(f"the mouth strip cannot be decoded: {error.err}") from error
     if strip is None or strip.shape != (height, width):
-        raise ValueError("the mouth strip is damaged: it cannot be decoded as its header says")
+        raise UserError("the mouth strip is damaged: it cannot be decoded as its header says")
     return strip.reshape(-1, width, width)
 
 
@@ -153,7 +155,7 @@ def _strip_size(payload: bytes) -> tuple[int, int]:
     Raises ValueError where `payload` is another kind of picture, or no strip of whole square frames.
     """
     if payload[:2] != b"\xff\xd8":
-        raise ValueError("the mouth strip is no JPEG")
+        raise UserError("the mouth strip is no JPEG")
     at = 2
     # Each segment is FF (any number of them), a kind, and a length that counts itself. Kinds without a length have no
     # place before the frame header, and a decoder would take what follows them for other segments than this does.
@@ -164,7 +166,7 @@ def _strip_size(payload: bytes) -> tuple[int, int]:
         if kind in _FRAME_HEADERS and match.end() + 5 <= len(payload):
             height, width = (int.from_bytes(payload[n : n + 2], "big") for n in (match.end() + 1, match.end() + 3))
             if not width or not height or height % width or height * width > _MAX_PIXELS:
-                raise ValueError(f"the mouth strip is of {width} x {height} pixels, no strip of whole square frames")
+                raise UserError(f"the mouth strip is of {width} x {height} pixels, no strip of whole square frames")
             return height, width
         at = match.end() - 2 + length
-    raise ValueError("the mouth strip is no whole JPEG")
+    raise UserError("the mouth strip is no whole JPEG")

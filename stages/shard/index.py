@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.store import RemoteError
@@ -66,7 +67,7 @@ class Index:
         shards = tuple(s for s in self.shards if s.split == name and s.samples)
         if not shards:
             there = ", ".join(sorted({s.split for s in self.shards})) or "none"
-            raise ValueError(f"the shards hold no clips of split {name!r} (they hold: {there})")
+            raise UserError(f"the shards hold no clips of split {name!r} (they hold: {there})")
         return shards
 
     @property
@@ -106,34 +107,34 @@ def check_labels(labels: object) -> None:
     Joiners, which are invisible but part of how Persian and Indic words are spelt, may stand in a word.
     """
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise ValueError("its labels are no list of words")
+        raise UserError("its labels are no list of words")
     for label in labels:
         if not label.translate(_JOINERS).isprintable():
-            raise ValueError(f"its label {ascii(label)[:80]} has characters that cannot be printed")
+            raise UserError(f"its label {ascii(label)[:80]} has characters that cannot be printed")
 
 
 def check_parameters(parameters: Mapping, fps: float) -> None:
     """Raise ValueError where `parameters` or `fps` are none that crops can have been made with."""
     if not isinstance(parameters, Mapping):
-        raise ValueError("its parameters are no mapping")
+        raise UserError("its parameters are no mapping")
     if not _is_name(parameters.get("profile")):
-        raise ValueError(f"its profile is {parameters.get('profile')!r}, no name")
+        raise UserError(f"its profile is {parameters.get('profile')!r}, no name")
     for name in ("detector", "identity", "crops_from"):
         if parameters.get(name) is not None and not _is_name(parameters[name]):
-            raise ValueError(f"its {name} is {parameters[name]!r:.80}, no name")
+            raise UserError(f"its {name} is {parameters[name]!r:.80}, no name")
     if not _is_whole(size := parameters.get("crop_size")) or size < 1:
-        raise ValueError(f"its crop_size is {size!r}, no number of pixels")
+        raise UserError(f"its crop_size is {size!r}, no number of pixels")
     if not _is_number(fps) or fps <= 0:
-        raise ValueError(f"its fps is {fps!r}, no rate of frames")
+        raise UserError(f"its fps is {fps!r}, no rate of frames")
     box = parameters.get("box")
     if box is not None and not (_is_list(box, 4) and all(map(_is_whole, box))):
-        raise ValueError(f"its box is {box!r}, not four whole numbers x, y, w, h")
+        raise UserError(f"its box is {box!r}, not four whole numbers x, y, w, h")
     if not isinstance(parameters.get("exact", False), bool):
-        raise ValueError(f"its exact is {parameters['exact']!r}, neither true nor false")
+        raise UserError(f"its exact is {parameters['exact']!r}, neither true nor false")
     face = parameters.get("mean_face")
     pairs = _is_list(face, 68) and all(_is_list(pair, 2) and all(map(_is_number, pair)) for pair in face)
     if face is not None and not isinstance(face, str) and not pairs:
-        raise ValueError("its mean_face is no list of 68 points [x, y]")
+        raise UserError("its mean_face is no list of 68 points [x, y]")
 
 
 def load_index(folder: Path | RemotePath) -> Index:
@@ -150,9 +151,9 @@ def load_index(folder: Path | RemotePath) -> Index:
     for shard in index.shards:
         tar = folder / shard.name
         if (size := sizes.get(shard.name)) is None:
-            raise ValueError(f"shard {tar} is missing: run `lipprep shards -o {folder}` again")
+            raise UserError(f"shard {tar} is missing: run `lipprep shards -o {folder}` again")
         if size != shard.bytes:
-            raise ValueError(
+            raise UserError(
                 f"shard {tar} has {size} bytes where the index has {shard.bytes} (cut short, or of another "
                 f"run): run `lipprep shards -o {folder}` again"
             )
@@ -177,11 +178,11 @@ def index_text(folder: Path | RemotePath) -> str:
     """The text of index.json. Raises ValueError where there is none, or it is no text, or larger than an index is."""
     path = place(folder) / "index.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no index.json: `lipprep shards -o {folder}` makes the shards and their index")
+        raise UserError(f"{folder} has no index.json: `lipprep shards -o {folder}` makes the shards and their index")
     try:
         return check_file(path, "index", limit=MAX_INDEX).read_text(encoding="utf-8")
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
+        raise UserError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
 
 
 def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
@@ -189,29 +190,29 @@ def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
     path = place(folder) / "index.json"
     try:
         if text.count("[") + text.count("{") > _MAX_SHARDS:  # each takes 30 times its byte
-            raise ValueError("it holds more lists than any index")
+            raise UserError("it holds more lists than any index")
         plain = json.loads(text)
         version = plain.pop("lipprep_index", None)
         if version != INDEX_VERSION:
-            raise ValueError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
+            raise UserError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
         check, of_offsets = plain.pop("sha256"), plain.pop("offsets_sha256")
         if check != plain_digest({"lipprep_index": version, **plain, "offsets_sha256": of_offsets}):
-            raise ValueError("it was changed or damaged since it was written")
+            raise UserError("it was changed or damaged since it was written")
         check_labels(plain["labels"])
         shards = tuple(Shard(**s) for s in plain.pop("shards"))
         for shard in shards:
             _check_shard(shard)
         if len({s.name for s in shards}) < len(shards):
-            raise ValueError("it has a shard twice")
+            raise UserError("it has a shard twice")
         index = Index(**{**plain, "labels": tuple(plain["labels"])}, shards=shards, offsets={})
         check_parameters(index.parameters, index.fps)
         if not all(isinstance(text, str) for text in (index.dataset, index.fingerprint)):
-            raise ValueError("its dataset or fingerprint is no text")
+            raise UserError("its dataset or fingerprint is no text")
         for split, kinds in index.failures.items():
             if not all(map(_is_name, (split, *kinds))) or not all(map(_is_whole, kinds.values())):
-                raise ValueError("its failures are no numbers of clips by their class")
+                raise UserError("its failures are no numbers of clips by their class")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
+        raise UserError(f"{path} is no usable index ({error}): run `lipprep shards -o {folder}` again") from error
     return index, of_offsets
 
 
@@ -227,31 +228,31 @@ def read_offsets(folder: Path | RemotePath, shards: Sequence[Shard], sha256: str
     except RemoteError:
         raise
     except Exception as error:  # a damaged or hostile zip raises whatever its reader trips over
-        raise ValueError(f"{path} is damaged ({error}): {again}") from error
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
     for shard in shards:
         starts = offsets[shard.name]
         fits = starts.shape == (shard.samples + 1,) and starts.dtype == np.int64
         if not fits or starts[0] < 0 or (starts[1:] <= starts[:-1]).any() or starts[-1] > shard.bytes:
-            raise ValueError(f"the offsets of {shard.name} in {path} do not fit index.json: {again}")
+            raise UserError(f"the offsets of {shard.name} in {path} do not fit index.json: {again}")
     return offsets
 
 
 def _load_offsets(path: Path | RemotePath, sha256: str, shards: Sequence[Shard]) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise ValueError("it is missing, or no file")
+        raise UserError("it is missing, or no file")
     sizes = {f"{s.name}.npy": 8 * (s.samples + 1) for s in shards}
     if path.stat().st_size > sum(sizes.values()) + 2048 * (len(sizes) + 1):
-        raise ValueError("it is larger than the offsets of these shards")
+        raise UserError("it is larger than the offsets of these shards")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError("it was changed or damaged since it was written, or is another index's")
+        raise UserError("it was changed or damaged since it was written, or is another index's")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         # A small zip can promise any amount of zeros: memory is taken for no more than its own bytes.
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
-            raise ValueError("it is compressed, as no index.npz that lipprep writes")
+            raise UserError("it is compressed, as no index.npz that lipprep writes")
         if any(m.file_size > sizes.get(m.filename, 0) + 1024 for m in members):
-            raise ValueError("it unpacks to more than the offsets of these shards")
+            raise UserError("it unpacks to more than the offsets of these shards")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {s.name: arrays[s.name] for s in shards}
 
@@ -260,12 +261,12 @@ def _check_shard(shard: Shard) -> None:
     name = shard.name
     plain = isinstance(name, str) and name.isascii() and name.isprintable()
     if not plain or name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} is no file name of a shard")
+        raise UserError(f"{name!r} is no file name of a shard")
     told = all(_is_name(text) and text.isascii() for text in (shard.split, shard.sha256))
     if not told or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
-        raise ValueError(f"what it says of shard {name} is of a wrong form")
+        raise UserError(f"what it says of shard {name} is of a wrong form")
     if shard.samples > _MAX_SAMPLES or shard.samples * _SMALLEST > shard.bytes:
-        raise ValueError(f"it says that shard {name} of {shard.bytes} bytes holds {shard.samples} samples")
+        raise UserError(f"it says that shard {name} of {shard.bytes} bytes holds {shard.samples} samples")
 
 
 def _is_name(value: object) -> bool:

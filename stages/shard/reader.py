@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.codec import MAX_CROPS, decode_mouth
 from lipprep.stages.untrusted import check_file, printable
@@ -44,7 +45,7 @@ class TarMembers:
         except (tarfile.TarError, MemoryError, OverflowError) as error:  # a header may claim more than any memory
             self._file.close()
             reason = printable(error) or "a header claims more than there is"
-            raise ValueError(f"{self.path} is no readable tar ({reason}): make it again") from error
+            raise UserError(f"{self.path} is no readable tar ({reason}): make it again") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -58,7 +59,7 @@ class TarMembers:
         self._file.seek(offset)
         payload = self._file.read(size)
         if len(payload) != size:
-            raise ValueError(f"{self.path} ends inside its member {name}: make it again")
+            raise UserError(f"{self.path} ends inside its member {name}: make it again")
         return payload
 
     def __enter__(self) -> "TarMembers":
@@ -81,14 +82,14 @@ def read_members(path: Path | RemotePath, offset: int, names: Sequence[str]) -> 
                 for name in names:
                     info = tar.next()
                     if info is None or info.name != name or info.type not in _PLAIN or info.issparse():
-                        raise ValueError(f"{path} does not hold {printable(name)} where it should")
+                        raise UserError(f"{path} does not hold {printable(name)} where it should")
                     file.seek(info.offset_data)
                     if len(payload := file.read(info.size)) != info.size:
-                        raise ValueError(f"{path} ends inside its member {printable(name)}")
+                        raise UserError(f"{path} ends inside its member {printable(name)}")
                     payloads.append(payload)
             return payloads
     except (tarfile.TarError, OSError, MemoryError, OverflowError) as error:
-        raise ValueError(f"{path} cannot be read at byte {offset}: {printable(error)}") from error
+        raise UserError(f"{path} cannot be read at byte {offset}: {printable(error)}") from error
 
 
 def decode_sample(sample: dict) -> dict:
@@ -99,16 +100,16 @@ def decode_sample(sample: dict) -> dict:
     key = sample["__key__"]
     extension = next((e for e in ("mouth.jpg", "mouth.npy") if e in sample), None)
     if extension is None or "json" not in sample:
-        raise ValueError(f"clip {printable(key)} lacks its mouth crop or its json")
+        raise UserError(f"clip {printable(key)} lacks its mouth crop or its json")
     try:
         if len(sample["json"]) > _MAX_JSON:
-            raise ValueError(f"its json has {len(sample['json'])} bytes, at most {_MAX_JSON} are read")
+            raise UserError(f"its json has {len(sample['json'])} bytes, at most {_MAX_JSON} are read")
         fields = json.loads(sample["json"])
         if not isinstance(fields, dict):
-            raise ValueError("its json is no object")
+            raise UserError("its json is no object")
         return {**fields, "key": key, "mouth": decode_mouth(extension, sample[extension])}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"clip {printable(key)}: {error}") from error
+        raise UserError(f"clip {printable(key)}: {error}") from error
 
 
 def read_range(path: Path | RemotePath, start: int, end: int) -> bytes:
@@ -144,9 +145,9 @@ def read_samples(
         first, last = positions.start, positions.stop - 1
         where = f"sample {first}" if first == last else f"samples {first} to {last}"
         why = printable(error.args[0])
-        raise ValueError(f"shard {path} is damaged ({where}, from 0: {why}){MAKE_AGAIN}") from error
+        raise UserError(f"shard {path} is damaged ({where}, from 0: {why}){MAKE_AGAIN}") from error
     if len(samples) != len(positions):
-        raise ValueError(f"shard {path} holds {len(samples)} samples where its index has {len(positions)}{MAKE_AGAIN}")
+        raise UserError(f"shard {path} holds {len(samples)} samples where its index has {len(positions)}{MAKE_AGAIN}")
     return samples
 
 
@@ -164,11 +165,11 @@ def slice_of(
     start, end = int(offsets[positions.start]), int(offsets[positions.stop])
     largest = int(np.diff(offsets[positions.start : positions.stop + 1]).max(initial=0))
     if largest > _MAX_SAMPLE:
-        raise ValueError(
+        raise UserError(
             f"shard {path} has a sample of {largest} bytes, at most {_MAX_SAMPLE} are read: cut its clip into windows"
         )
     if end - start > _MAX_READ:
-        raise ValueError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
+        raise UserError(f"{end - start} bytes of shard {path} at once, at most {_MAX_READ} are read: read fewer clips")
     return read(path, start, end)
 
 
@@ -185,7 +186,7 @@ def expand(slices: Iterable[bytes]) -> Iterator[dict]:
     try:
         yield from group_by_keys(tar_file_expander([{"url": "", "stream": stream}]))
     except (tarfile.TarError, ValueError) as error:
-        raise stream.error or ValueError(printable(error.args[0])) from error
+        raise stream.error or UserError(printable(error.args[0])) from error
     if stream.error is not None:
         raise stream.error
 
@@ -220,16 +221,16 @@ def _members(data: bytes) -> list[bytes | memoryview]:
     """
     at, pieces, view = 0, [], memoryview(data)
     if data and not _NAME.match(data):
-        raise ValueError("it does not begin with a member's name")
+        raise UserError("it does not begin with a member's name")
     while at < len(data):
         header = data[at : at + _BLOCK]
         size = _OCTAL.fullmatch(header[124:136])
         if header[156:157] not in _KINDS or size is None:
-            raise ValueError(f"at byte {at} of the sample stands no plain member")
+            raise UserError(f"at byte {at} of the sample stands no plain member")
         content = at + _BLOCK
         end = content + int(size[1], 8)
         at = content + -(-(end - content) // _BLOCK) * _BLOCK
         pieces += [piece for piece in (header, view[content:end], view[end:at]) if len(piece)]
     if at > len(data):
-        raise ValueError("its last member is cut short")
+        raise UserError("its last member is cut short")
     return pieces

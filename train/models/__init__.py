@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lipprep.io.errors import UserError
 from lipprep.train.boundary import FORMULAS
 from lipprep.train.models.compact import STEM_CHANNELS, TRUNK_WIDTHS, CompactHead, CompactStem
 from lipprep.train.models.densetcn import dctcn
@@ -177,7 +178,7 @@ class LipReader(nn.Module):
 
 def _choose(what: str, name: Any, known: Mapping[Any, Any]) -> Any:
     if name not in known:
-        raise ValueError(f"unknown {what} {name!r}: known are {', '.join(map(str, known))}")
+        raise UserError(f"unknown {what} {name!r}: known are {', '.join(map(str, known))}")
     return known[name]
 
 
@@ -185,7 +186,7 @@ def _refuse_unknown(what: str, keys: set[str], known: set[str]) -> None:
     if unknown := sorted(keys - known):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown {what} option {', '.join(unknown)}: {hint}known are {', '.join(sorted(known))}")
+        raise UserError(f"unknown {what} option {', '.join(unknown)}: {hint}known are {', '.join(sorted(known))}")
 
 
 def _check(what: str, value: Any, like: Any) -> None:
@@ -202,7 +203,7 @@ def _check(what: str, value: Any, like: Any) -> None:
     else:
         fits, wanted = isinstance(value, str), "a name"
     if not fits:
-        raise ValueError(f"{what} is {value!r:.80}: it must be {wanted}")
+        raise UserError(f"{what} is {value!r:.80}: it must be {wanted}")
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,13 +213,13 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     for key in ("trunk", "activation", "head"):
         if key not in config:
-            raise ValueError(f"the model configuration lacks {key!r}")
+            raise UserError(f"the model configuration lacks {key!r}")
     trunk = config["trunk"]
     _, options = _choose("trunk", trunk, TRUNKS)
     others = set().union(*(of_trunk for _, of_trunk in TRUNKS.values())) - set(options)
     if foreign := sorted(others & set(config)):
         able = [name for name, (_, of_trunk) in TRUNKS.items() if foreign[0] in of_trunk]
-        raise ValueError(f"the trunk {trunk} has no {foreign[0]}: that is of {', '.join(able)}")
+        raise UserError(f"the trunk {trunk} has no {foreign[0]}: that is of {', '.join(able)}")
     _refuse_unknown("model", set(config), _KEYS | set(options))
     _choose("activation", config["activation"], ACTIVATIONS)
     _choose("init", config.get("init", "published"), _INITS)
@@ -241,7 +242,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     if name not in _ANY_KERNEL:
         for kernel_size in head.get("kernel_sizes", [head.get("kernel_size", 1)]):
             if kernel_size % 2 == 0:
-                raise ValueError(f"kernel size {kernel_size} of the {name} head is even: it must be odd")
+                raise UserError(f"kernel size {kernel_size} of the {name} head is even: it must be odd")
     return {
         "trunk": trunk,
         **options,

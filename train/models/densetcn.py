@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lipprep.io.errors import UserError
 from lipprep.train.models.layers import activation
 from lipprep.train.models.tcn import Head, conv_norm, same_conv
 
@@ -116,15 +117,15 @@ def dctcn(
     """The densely connected head: blocks of layers with the dilations in turn, each layer adding `growth_rates`
     channels, and a transition to `reduced_channels` before each block. The first transition has PReLU always."""
     if len(block_layers) != len(growth_rates):
-        raise ValueError(
+        raise UserError(
             f"the dctcn head has {len(block_layers)} block_layers, and {len(growth_rates)} growth_rates: give as many"
         )
     if bad := [rate for rate in growth_rates if rate % len(kernel_sizes)]:
-        raise ValueError(
+        raise UserError(
             f"growth_rates {bad[0]} of the dctcn head is no multiple of its {len(kernel_sizes)} kernel_sizes"
         )
     if squeeze_excitation and reduced_channels < REDUCTION:
-        raise ValueError(
+        raise UserError(
             f"reduced_channels {reduced_channels} of the dctcn head are too few for squeeze_excitation: "
             f"{REDUCTION} or more"
         )

@@ -9,6 +9,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from lipprep.io.errors import UserError
 from lipprep.train.models.layers import mean_over_valid
 
 CELLS = {"bigru": nn.GRU, "bilstm": nn.LSTM}
@@ -42,7 +43,7 @@ class Recurrent(nn.Module):
     ):
         super().__init__()
         if consensus not in CONSENSUS:
-            raise ValueError(f"unknown consensus {consensus!r} of the {cell} head: known are {', '.join(CONSENSUS)}")
+            raise UserError(f"unknown consensus {consensus!r} of the {cell} head: known are {', '.join(CONSENSUS)}")
         # torch warns of dropout between the layers where there is one.
         how = {"batch_first": True, "dropout": dropout if num_layers > 1 else 0.0}
         make = CELLS[cell]

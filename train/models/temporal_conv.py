@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipprep.io.errors import UserError
 from lipprep.train.models.layers import activation, mean_over_valid
 
 
@@ -29,7 +30,7 @@ class TemporalConvHead(nn.Module):
     ):
         super().__init__()
         if len(channels) != 2:
-            raise ValueError(f"the temporal_conv head has two convolutions, and {len(channels)} channels: give two")
+            raise UserError(f"the temporal_conv head has two convolutions, and {len(channels)} channels: give two")
         first, second = channels
         self.conv1 = nn.Conv1d(in_channels, first, kernel_size, 2)
         self.norm1 = nn.BatchNorm1d(first)

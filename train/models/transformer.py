@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lipprep.io.errors import UserError
 from lipprep.train.models.layers import mean_over_valid, valid_frames
 
 
@@ -34,9 +35,7 @@ class TransformerHead(nn.Module):
     ):
         super().__init__()
         if channels % num_heads:
-            raise ValueError(
-                f"channels {channels} of the transformer head are no multiple of its {num_heads} num_heads"
-            )
+            raise UserError(f"channels {channels} of the transformer head are no multiple of its {num_heads} num_heads")
         self.project = nn.Linear(in_channels, channels)
         self.dropout = nn.Dropout(dropout)
         layer = nn.TransformerEncoderLayer(
