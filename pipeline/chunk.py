@@ -66,8 +66,8 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
         landmarks = open_above(job.landmarks, LANDMARKS, "landmarks", files)
         crops = open_above(job.crops, MOUTH, "crops", files)
         stock = files.enter_context(Stock(job))
-        tar = files.enter_context(TarWriter(job.tar, tag or job.attempt))
-        journal = files.enter_context(Journal(job.tar, tag or job.attempt))
+        tar = files.enter_context(TarWriter(job.tar, tag or job.attempt, scratch=job.unfinished))
+        journal = files.enter_context(Journal(job.tar, tag or job.attempt, job.unfinished))
         chunk = _Chunk(job, stock, landmarks, crops, journal)
         try:
             entries, computed = _fill(tar, chunk, journal)
@@ -84,7 +84,7 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
         except (KeyboardInterrupt, RemoteError, Unwanted):
             tar.keep = journal.keep = True  # the next run goes on from here, as after a kill
             raise
-    clear_attempts(job.tar)
+    clear_attempts(job.tar, job.unfinished)
     return header
 
 

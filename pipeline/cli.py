@@ -89,12 +89,11 @@ RUN = options(
 )
 
 
-def _want(layout, flags: dict):
-    """What is wanted: the flags given, then plan.yaml, then the defaults; checked."""
-    from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face, read_wanted
+def _want(before, flags: dict):
+    """Return what is wanted: the flags given on top of what was wanted `before`; checked."""
+    from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
     from lipprep.stages.shard.codec import check_codec
 
-    before = read_wanted(layout.plan)
     if flags.get("from_crops") and not before.from_crops:
         before = Wanted(box=None)  # what was said of videos says nothing of crops
     wanted = dataclasses.replace(before, **{k: v for k, v in flags.items() if v is not None})
@@ -123,6 +122,26 @@ def _want(layout, flags: dict):
         load_mean_face(Path(wanted.mean_face))
     if "codec" in flags:
         check_codec(wanted.codec, wanted.crop_size)
+    return wanted
+
+
+def _want_shards(layout, dataset: str, flags: dict, *, replace: bool):
+    """Return what is wanted of shards: finished ones stay what their index says, unless flags are to `replace` them."""
+    from lipprep.pipeline.plan import differences, index_parameters
+    from lipprep.pipeline.wanted import finished_index, read_wanted, with_parameters
+
+    before = read_wanted(layout.plan)
+    if (index := finished_index(layout.out, dataset)) is None:
+        return _want(before, flags)
+    wanted = _want(with_parameters(before, index.parameters), flags)
+    now = index_parameters(wanted)
+    # An index has parameters of the landmarks, too: shards are made anew where those were.
+    there = {name: index.parameters.get(name) for name in now}
+    if there != now and not replace:
+        raise UserError(
+            f"{layout.out} holds finished shards, which would be made anew ({differences(there, now)}): choose another "
+            "-o, or add --replace"
+        )
     return wanted
 
 
@@ -260,7 +279,7 @@ def landmarks(
         "archive": archive and str(archive.resolve()),
         "persons": persons and str(persons.resolve()),
     }
-    wanted = _want(layout, flags)
+    wanted = _want(read_wanted(layout.plan), flags)
     run = dataclasses.replace(run, persons=_persons(wanted))
     _finish(listed, layout, run_stage("landmarks", listed, layout, wanted, run), run, max_failures, as_json)
 
@@ -279,10 +298,11 @@ def crops(manifest_path, root, work, max_failures, as_json, profile, crop_size, 
       lipprep crops --profile lrw2022 --crop-size 88
     """
     from lipprep.pipeline.run import run_stage
+    from lipprep.pipeline.wanted import read_wanted
 
     run = _run(run)
     listed, layout = open_data_set(manifest_path, root, work)
-    wanted = _want(layout, crop_flags(profile, crop_size, exact, mean_face, box))
+    wanted = _want(read_wanted(layout.plan), crop_flags(profile, crop_size, exact, mean_face, box))
     _finish(listed, layout, run_stage("crops", listed, layout, wanted, run), run, max_failures, as_json)
 
 
@@ -334,6 +354,7 @@ def shards(
     from lipprep.pipeline.card import check_licence
     from lipprep.pipeline.from_crops import keep_manifest
     from lipprep.pipeline.run import check_out, run_stage
+    from lipprep.pipeline.wanted import read_wanted
 
     run = _run(run, replace=replace)
     flags = {**crop_flags(profile, crop_size, exact, mean_face, box), "codec": codec, "quality": quality}
@@ -349,13 +370,14 @@ def shards(
         raise UserError("--annotations and --labels are for --from-crops DIR, which is listed with them")
     else:
         listed, layout = open_data_set(manifest_path, root, work, out)
-    if not replace:
-        check_out(listed, out)
-    wanted = _want(layout, flags)
+    check_out(listed, out, replace=replace)
+    wanted = _want_shards(layout, listed.name, flags, replace=replace)
+    plan = wanted if any(flag is not None for flag in flags.values()) else read_wanted(layout.plan)
     if from_crops is not None:
         keep_manifest(listed)
         tell(listed)
-    _finish(listed, layout, run_stage("shards", listed, layout, wanted, run), run, max_failures, as_json)
+    report = run_stage("shards", listed, layout, wanted, run, plan=plan)
+    _finish(listed, layout, report, run, max_failures, as_json)
 
 
 @click.command(cls=Command)
@@ -369,11 +391,11 @@ def index(manifest_path, root, work, out, as_json: bool) -> None:
       lipprep shards --slice 1/2 && lipprep shards --slice 2/2 && lipprep index
     """
     from lipprep.pipeline.run import Run, check_out, finish
-    from lipprep.pipeline.wanted import read_wanted
+    from lipprep.pipeline.wanted import wanted_of
 
     listed, layout = open_data_set(manifest_path, root, work, out)
     check_out(listed, out)
-    report = finish(listed, layout, read_wanted(layout.plan))
+    report = finish(listed, layout, wanted_of(layout, listed.name))
     _finish(listed, layout, report, Run(), lambda planned: planned, as_json)
 
 

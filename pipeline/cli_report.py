@@ -42,13 +42,13 @@ def report(manifest_path, root, work, shards, out, as_json: bool) -> None:
     import json
 
     from lipprep.pipeline.report.page import look, write_page
-    from lipprep.pipeline.wanted import read_wanted
+    from lipprep.pipeline.wanted import wanted_of
     from lipprep.stages.untrusted import printable
 
     if isinstance(out, Path) and out.is_dir():
         raise UserError(f"{printable(out)} is a folder: name the page, as {printable(out / 'report.html')}")
     listed, layout = open_data_set(manifest_path, root, work, shards)
-    found = look(listed, layout, read_wanted(layout.plan))
+    found = look(listed, layout, wanted_of(layout, listed.name))
     if out is None and not as_json:
         out = Path("report.html")
     if out is not None:

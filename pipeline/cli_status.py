@@ -27,10 +27,10 @@ def status(manifest_path, root, work, out, timing: bool, deep: bool, as_json: bo
     from lipprep.pipeline.plan import stages_of, survey
     from lipprep.pipeline.status import as_json as plain
     from lipprep.pipeline.status import table
-    from lipprep.pipeline.wanted import read_wanted
+    from lipprep.pipeline.wanted import wanted_of
 
     listed, layout = open_data_set(manifest_path, root, work, out)
-    wanted = read_wanted(layout.plan)
+    wanted = wanted_of(layout, listed.name)
     rows = plain(survey(listed, layout, wanted, stages_of(wanted), deep=deep), timing=timing)
     click.echo(json.dumps(rows) if as_json else table(rows))
 
@@ -51,14 +51,14 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
     """
     from lipprep.pipeline.accounts import count_classes, list_failures
     from lipprep.pipeline.plan import stages_of, survey
-    from lipprep.pipeline.wanted import read_wanted
+    from lipprep.pipeline.wanted import wanted_of
     from lipprep.stages.failures import check_class
     from lipprep.stages.untrusted import printable
 
     if kind is not None:
         check_class(kind)
     listed, layout = open_data_set(manifest_path, root, work, out)
-    wanted = read_wanted(layout.plan)
+    wanted = wanted_of(layout, listed.name)
     stages = stages_of(wanted)
     chunks = survey(listed, layout, wanted, stages)
     furthest = {(c.split, c.number): c for c in chunks if c.state == "fresh"}  # stages are in their order

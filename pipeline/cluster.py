@@ -45,7 +45,7 @@ def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable
                 say(f"workers died at {job.tar.stem}, one after another ({error}): it is tried again")
                 if isinstance(job.tar, RemotePath) and not _attempts(job):
                     keys, kind, codes = guilty(job, Attempt(job.attempt, job.tar, [], None, ""))
-                    shutil.rmtree(probes(job.tar.parent), ignore_errors=True)
+                    shutil.rmtree(probes(job.unfinished), ignore_errors=True)
                     if keys:
                         pending[job.tar] = condemn(job, keys, kind, f"alone as well ({codes})")
                         continue
@@ -69,7 +69,7 @@ def supervise_cluster(jobs: Collection[Job], *, cluster: Cluster, done: Callable
 
 
 def _attempts(job: Job) -> list[Attempt]:
-    return [left for left in attempts(job.tar) if left.tag.startswith(f"{job.attempt}-")]
+    return [left for left in attempts(job.tar, job.unfinished) if left.tag.startswith(f"{job.attempt}-")]
 
 
 def make_again(job: Job) -> dict:

@@ -90,7 +90,7 @@ def lend_artefacts(manifest: Manifest, old: Layout, new: Layout) -> int:
     if old.work == new.work:
         return 0
     wanted = read_wanted(old.plan)
-    count = sum(lend(manifest.name, old.folder(s), new.work / s, copy=s != "crops") for s in STAGES)
+    count = sum(lend(manifest.name, old.folder(s), new.lent(s), copy=s != "crops") for s in STAGES)
     if count and not new.plan.exists():
         write_wanted(new.plan, wanted)
     elif count and read_wanted(new.plan) != wanted:

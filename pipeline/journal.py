@@ -22,18 +22,18 @@ def _journal(tar: Path) -> Path:
     return tar.with_suffix(".journal")
 
 
-def _path(tar: Path, attempt: str) -> Path:
-    return temporary_path(_journal(tar), attempt)
+def _path(tar: Path, attempt: str, scratch: Path) -> Path:
+    return temporary_path(_journal(tar), attempt, scratch)
 
 
 class Journal:
-    """The journal of one attempt at a chunk.
+    """The journal of one attempt at a chunk, in the folder `scratch` beside the unfinished tar.
 
     It goes when the attempt ends, but not when that is killed or sets `keep`.
     """
 
-    def __init__(self, tar: Path, attempt: str) -> None:
-        self.path = _path(tar, attempt)
+    def __init__(self, tar: Path, attempt: str, scratch: Path) -> None:
+        self.path = _path(tar, attempt, scratch)
         self._file = Output(self.path)
         self.keep = False
         self._timeout: float | None = None
@@ -128,10 +128,10 @@ class Attempt:
         return "mute" if self.reading else "timeout"
 
 
-def read_attempt(tar: Path, attempt: str) -> Attempt | None:
+def read_attempt(tar: Path, attempt: str, scratch: Path) -> Attempt | None:
     """What the attempt at `tar` has left behind; None where it left no journal."""
     try:
-        lines = _path(tar, attempt).read_bytes().splitlines(keepends=True)
+        lines = _path(tar, attempt, scratch).read_bytes().splitlines(keepends=True)
     except OSError:
         return None
     entries, working, reading = [], None, False
@@ -150,17 +150,17 @@ def read_attempt(tar: Path, attempt: str) -> Attempt | None:
             break
     else:
         last_words = ""
-    return Attempt(attempt, temporary_path(tar, attempt), entries, working, last_words, reading)
+    return Attempt(attempt, temporary_path(tar, attempt, scratch), entries, working, last_words, reading)
 
 
-def attempts(tar: Path) -> list[Attempt]:
+def attempts(tar: Path, scratch: Path) -> list[Attempt]:
     """All attempts at `tar` that were killed, or are still at work."""
-    tags = [path.name.split(".")[-2] for path in temporary_paths(_journal(tar))]
-    return [found for tag in tags if (found := read_attempt(tar, tag)) is not None]
+    tags = [path.name.split(".")[-2] for path in temporary_paths(_journal(tar), scratch)]
+    return [found for tag in tags if (found := read_attempt(tar, tag, scratch)) is not None]
 
 
-def clear_attempts(tar: Path) -> None:
+def clear_attempts(tar: Path, scratch: Path) -> None:
     """Remove what killed attempts at `tar` have left behind."""
     for whole in (tar, _journal(tar), record_path(tar)):
-        for path in temporary_paths(whole):
+        for path in temporary_paths(whole, scratch):
             path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from lipprep.pipeline.plan import WHOLE, Slice
 from lipprep.stages.lock import LOCK, hold, holder_of, take
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.scratch import scratch
+from lipprep.stages.scratch import local_scratch
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def alone_in(folder: Path | RemotePath, *, shared: bool = False, part: Slice = W
     A `part` shares the folder with other parts of as many. Raises ValueError, saying who, where another process makes
     something there (or reads, unless `shared` or a part). Where the file system knows no locks there are none.
     """
-    there = scratch(folder) if isinstance(folder, RemotePath) else folder
+    there = local_scratch(folder)
     lock = there / LOCK
     if shared and not lock.exists():  # nothing was made there by anybody
         yield

@@ -21,6 +21,7 @@ from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
 from lipprep.stages.quality import face_quality, mouth_quality
 from lipprep.stages.remote import RemotePath
+from lipprep.stages.scratch import local_scratch
 from lipprep.stages.shard.codec import encode_mouth, npy_bytes
 from lipprep.stages.stopwatch import spent, spent_on
 from lipprep.stages.store import RemoteError
@@ -37,7 +38,8 @@ _HELD = 1 << 27  # bytes of decoded frames that wait to be tracked together
 class Job:
     """One chunk of one stage, with all that a worker needs; it crosses to other processes and machines.
 
-    `tar` is what to make. `landmarks` is the tar it is made from, None for the landmarks themselves, for a fixed box
+    `tar` is what to make; until it is whole it lies in the folder `scratch` (None: in the machine's own below TMPDIR).
+    `landmarks` is the tar it is made from, None for the landmarks themselves, for a fixed box
     and for crops in files; `crops` that of stored crops, for shards made from them. `header` is what the new record's
     header says of its inputs. `retry` names the failure classes to try again ("" all of them). `old` are other
     tars that hold clips of this chunk. `attempt` names this attempt. `condemned` are the clips that are not
@@ -55,6 +57,7 @@ class Job:
     parameters: dict
     header: dict
     tar: Path | RemotePath
+    scratch: Path | None = None
     landmarks: Path | RemotePath | None = None
     crops: Path | RemotePath | None = None
     persons: dict[str, int] | None = None
@@ -68,6 +71,13 @@ class Job:
     together: bool = True
     held: Mapping[str, RemotePath] = field(default_factory=dict)
     logs: Path | None = None
+
+    @property
+    def unfinished(self) -> Path:
+        """The folder of what is unfinished, on this machine or where all machines see it."""
+        folder = local_scratch(self.tar.parent) if self.scratch is None else self.scratch
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def path(self, video: str) -> Path | RemotePath:
         """Where a video is read from."""

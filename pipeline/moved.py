@@ -14,11 +14,10 @@ from pathlib import Path
 from lipprep.io.errors import UserError
 from lipprep.pipeline.inputs import digest
 from lipprep.pipeline.manifest import Manifest, chunk_name
-from lipprep.pipeline.plan import WHOLE, Chunk, Slice
+from lipprep.pipeline.owned import CHUNK, is_own_record
+from lipprep.pipeline.plan import WHOLE, Chunk, Layout, Slice
 from lipprep.pipeline.records import Headers, all_entries, read_header, record_path, uncommit
 from lipprep.stages.remote import REQUESTS, RemotePath
-
-_ASIDE = ".old"
 
 
 class Moved:
@@ -26,32 +25,35 @@ class Moved:
 
     def __init__(
         self,
-        folder: Path | RemotePath,
+        layout: Layout,
+        stage: str,
         chunks: Sequence[Chunk],
         pending: Sequence[Chunk],
         manifest: Manifest,
         *,
         replace: bool = False,
         part: Slice = WHOLE,
-        lent: Path | RemotePath | None = None,
     ) -> None:
-        """Set them aside. `chunks` are the stage's, `pending` those of them that are to be made. What was lent to the
-        stage is in its folder, or in `lent`.
+        """Find them, and those that were set aside or lent before; nothing is touched before `set_aside`.
 
-        Where they are a `part` of all, what is set aside is kept, for the other parts. Raises ValueError where the
-        folder holds another corpus's clips, none of this one's, and they are not to be replaced.
+        `chunks` are the stage's, `pending` those of them that are to be made. Where they are a `part` of all, what is
+        set aside is kept, for the other parts. Raises UserError where the folder holds another corpus's clips, none of
+        this one's, and they are not to be replaced.
         """
-        self._folder = folder
-        self._lent = lent or folder
+        folder = layout.folder(stage)
+        self._folder, self._earlier = folder, layout.earlier(stage)
+        self._places = list(dict.fromkeys((self._earlier, layout.lent(stage))))
         self._drops = part.whole
         self._holders: dict[Path, set[Path]] = {}  # an old tar: the chunks that still need it
+        self._theirs: list[Path | RemotePath] = []  # those of them that make way
+        self._pending = {chunk.tar for chunk in pending}
         self.dropped = 0  # clips that the manifest does not list any more
         # Where the same clips are in the same chunks, as after a change of parameters, nothing moves.
-        tars = [*folder.glob("*.tar"), *(folder / _ASIDE).glob("*.tar")]
-        if self._lent != folder:
-            tars += (self._lent / _ASIDE).glob("*.tar")
-        stay = _in_place(folder, manifest, {c.tar: c.header for c in chunks}) if tars else set()
-        tars = [tar for tar in sorted(tars) if tar not in stay]
+        tars = [tar for tar in folder.glob("*.tar") if CHUNK.fullmatch(tar.stem)]
+        earlier = [tar for place in self._places for tar in place.glob("*.tar")]
+        stay = _in_place(folder, manifest, {c.tar: c.header for c in chunks}) if tars or earlier else set()
+        tars = [tar for tar in tars if tar not in stay and is_own_record(tar, manifest, stage, replace=replace)]
+        tars = sorted((*tars, *earlier))
         if not tars:
             return
         keys = {tar: [e["key"] for e in entries] for tar, entries in zip(tars, all_entries(tars), strict=True)}
@@ -71,43 +73,33 @@ class Moved:
             for clip in chunk.clips:
                 if clip.key not in own and clip.key in where:
                     self._holders.setdefault(where[clip.key], set()).add(chunk.tar)
-        replaced = {chunk.tar for chunk in pending}
-        theirs = [tar for tar in self._holders if tar.parent == folder]
+        self._theirs = [tar for tar in self._holders if tar.parent == folder]
         if not part.whole:
-            theirs = sorted({*theirs, *(replaced & keys.keys())})
-        with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
-            asides = list(threads.map(partial(self._set_aside, keep=not part.whole), theirs))
-        for tar, aside in zip(theirs, asides, strict=True):
+            self._theirs = sorted({*self._theirs, *(self._pending & keys.keys())})
+
+    def set_aside(self) -> None:
+        """Move the tars that make way to the folder of earlier ones."""
+        with ThreadPoolExecutor(REQUESTS if isinstance(self._folder, RemotePath) else 1) as threads:
+            asides = list(threads.map(self._set_aside, self._theirs))
+        for tar, aside in zip(self._theirs, asides, strict=True):
             needed = self._holders.pop(tar, set())
-            if part.whole and tar in replaced:
+            if self._drops and tar in self._pending:
                 needed.add(tar)
             self._holders[aside] = needed
 
-    def _set_aside(self, tar: Path, *, keep: bool = False) -> Path:
+    def _set_aside(self, tar: Path | RemotePath) -> Path | RemotePath:
         header = read_header(tar)
         if header is None:  # another part, or a run on another machine, has just replaced it
             return tar
-        sha256 = header["tar"]["sha256"]
         # Two runs that were stopped may have set aside two tars of one name.
-        aside = self._folder / _ASIDE / f"{tar.stem}-{sha256[:12]}.tar"
-        aside.parent.mkdir(exist_ok=True)
+        aside = self._earlier / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
         try:  # with a link or copy each, no kill between two steps costs anything
-            for path, other in ((tar, aside), (record_path(tar), record_path(aside))):
-                if keep and other.exists():  # another part has done it
-                    continue
-                if isinstance(path, RemotePath):
-                    path.copy_to(other)
-                else:
-                    other.unlink(missing_ok=True)
-                    other.hardlink_to(path)
-            if not keep:
-                drop(tar)
-        except OSError:  # a file system without links, or gone from a store
-            if keep:
-                return tar
-            if not isinstance(tar, RemotePath):
-                tar.replace(aside)
-                record_path(tar).replace(record_path(aside))
+            if self._drops or read_header(aside) is None:
+                _link(tar, aside, copy=True)
+        except FileNotFoundError:  # another part has replaced it meanwhile
+            return tar
+        if self._drops:
+            drop(tar)
         return aside
 
     def old(self, chunk: Chunk) -> tuple[Path, ...]:
@@ -125,28 +117,23 @@ class Moved:
                 drop(tar)
 
     def close(self) -> None:
-        """Drop what was set aside, where every chunk is made."""
+        """Drop what was set aside and what was lent, where every chunk is made."""
         if self._drops:
-            drop_aside(self._folder)
-            if self._lent != self._folder:
-                drop_aside(self._lent)
+            drop_earlier(self._places)
 
 
 def lend(dataset: str, folder: Path | RemotePath, other: Path | RemotePath, *, copy: bool = True) -> int:
-    """Put links to the tars of `dataset` in `folder` where the stage folder `other` of another set copies from.
+    """Put links to the tars of `dataset` in `folder` into `other`, where a stage of another set copies from.
 
     Copies, where a disk has no links, or none if not `copy`. Returns their number; 0 where one lies on a disk and the
     other in a store.
     """
     if isinstance(folder, RemotePath) != isinstance(other, RemotePath):
         return 0
-    aside, read = other / _ASIDE, Headers(folder)
-    lent = {}
+    read, lent = Headers(folder), {}
     for tar in sorted(folder.glob("*.tar")):
-        if (header := read(tar)) is not None and header["dataset"] == dataset:
-            lent[tar] = aside / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
-    if lent:
-        aside.mkdir(parents=True, exist_ok=True)
+        if CHUNK.fullmatch(tar.stem) and (header := read(tar)) is not None and header["dataset"] == dataset:
+            lent[tar] = other / f"{tar.stem}-{header['tar']['sha256'][:12]}.tar"
     with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
         return sum(threads.map(partial(_link, copy=copy), lent, lent.values()))
 
@@ -158,6 +145,7 @@ def _link(tar: Path | RemotePath, other: Path | RemotePath, *, copy: bool) -> bo
             if copy:
                 path.copy_to(link)
             continue
+        link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         try:
             link.hardlink_to(path)
@@ -181,17 +169,15 @@ def _in_place(
     return found
 
 
-def drop_aside(folder: Path | RemotePath) -> None:
-    """Drop all that was set aside in a stage's folder."""
-    aside = folder / _ASIDE
-    if not isinstance(aside, RemotePath):
-        shutil.rmtree(aside, ignore_errors=True)
-    elif names := aside.entries():
-        with ThreadPoolExecutor(REQUESTS) as threads:
-            list(threads.map(lambda name: (aside / name).unlink(), names))
+def drop_earlier(places: Sequence[Path | RemotePath]) -> None:
+    """Remove the tars that were set aside or lent, with their records."""
+    for folder in places:
+        tars = [tar for tar in folder.glob("*.tar") if CHUNK.match(tar.stem)]
+        with ThreadPoolExecutor(REQUESTS if isinstance(folder, RemotePath) else 1) as threads:
+            list(threads.map(drop, tars))
 
 
 def drop(tar: Path | RemotePath) -> None:
-    """Remove a tar and its record."""
-    uncommit(tar)
+    """Remove a tar and its record; the tar first, for what is left then still says whose it is."""
     tar.unlink(missing_ok=True)
+    uncommit(tar)

@@ -17,8 +17,9 @@ from lipprep.pipeline.inputs import (
 )
 from lipprep.pipeline.manifest import Clip, Manifest, chunk_name
 from lipprep.pipeline.records import Headers, read_entries
-from lipprep.pipeline.wanted import Wanted
+from lipprep.pipeline.wanted import Wanted, load_mean_face
 from lipprep.stages.remote import REQUESTS, RemotePath
+from lipprep.stages.scratch import local_scratch
 
 STAGES = ("landmarks", "crops", "shards")
 # Raised whenever a stage's output, or what its records say of it, changes for the same input: what was made before is
@@ -38,7 +39,6 @@ def stage_parameters(wanted: Wanted) -> dict[str, dict]:
     """What each stage reads of what is wanted: what its fingerprint holds and its record shows."""
     landmarks: dict = {"detector": wanted.detector}
     if wanted.detector == "archive":
-        landmarks["archive"] = str(Path(wanted.archive).resolve())
         landmarks["persons"] = wanted.persons and file_digest(Path(wanted.persons))
     else:
         landmarks["identity"] = wanted.identity
@@ -55,6 +55,15 @@ def stage_parameters(wanted: Wanted) -> dict[str, dict]:
     if wanted.codec == "jpeg":
         shards["quality"] = wanted.quality
     return {"landmarks": landmarks, "crops": crops, "shards": {**crops, **shards}}
+
+
+def index_parameters(wanted: Wanted) -> dict:
+    """Return what an index says of how its crops were cut and stored: the points of a mean face, not its file."""
+    parameters = stage_parameters(wanted)["shards"]
+    if parameters.get("mean_face") is not None:
+        # Whoever has weights trained on these crops must be able to cut others like them.
+        parameters["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
+    return parameters
 
 
 def upstream(stage: str, wanted: Wanted) -> str | None:
@@ -147,16 +156,43 @@ class Layout:
     def plan(self) -> Path:
         return self.work / "plan.yaml"
 
+    def scratch(self, stage: str) -> Path | None:
+        """The folder of a stage's unfinished files, WORK/NAME/scratch/STAGE; of shards one for each `out`.
+
+        None for a folder in a store: each machine has its own below TMPDIR.
+        """
+        if isinstance(self.folder(stage), RemotePath):
+            return None
+        name = f"shards-{digest(str(self.out))[:8]}" if stage == "shards" else stage
+        folder = self.work / "scratch" / name
+        return local_scratch(folder) if isinstance(folder, RemotePath) else folder
+
+    def earlier(self, stage: str) -> Path | RemotePath:
+        """The folder of earlier tars that are set aside until their clips are copied; in the store, of one there."""
+        scratch = self.scratch(stage)
+        return self.folder(stage) / ".lipprep-earlier" if scratch is None else scratch / "earlier"
+
+    def lent(self, stage: str) -> Path | RemotePath:
+        """The folder of tars of the manifest that this one was filtered from."""
+        if stage != "shards":
+            return self.earlier(stage)
+        remote = isinstance(self.work, RemotePath)
+        return self.work / "shards" / ".lipprep-earlier" if remote else self.work / "scratch" / "shards" / "earlier"
+
     @property
     def logs(self) -> Path:
         """The folder that tracebacks of internal errors are logged in."""
         return self.work / "logs"
 
 
-def _why(old: Mapping, new: Mapping) -> str:
-    """The difference of two sets of parameters in the user's terms: `crop_size 88 -> 96`."""
+def differences(old: Mapping, new: Mapping) -> str:
+    """Return the difference of two sets of parameters in the user's terms: `crop_size 88 -> 96`."""
     return ", ".join(
-        f"{name} {old.get(name)} -> {new.get(name)}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)
+        "another mean_face"
+        if isinstance(old.get(name) or new.get(name), list) and name == "mean_face"
+        else f"{name} {old.get(name)} -> {new.get(name)}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
     )
 
 
@@ -244,7 +280,7 @@ class _Judge:
         if header["version"] != wanted["version"]:
             return f"made by version {header['version']} of the stage, this is {wanted['version']}"
         if header["parameters"] != wanted["parameters"]:
-            return _why(header["parameters"], wanted["parameters"])
+            return differences(header["parameters"], wanted["parameters"])
         if header["fps"] != wanted["fps"]:
             return f"fps {header['fps']} -> {wanted['fps']}"
         if changed := [name for name, value in wanted["rows"].items() if header["rows"].get(name) != value]:

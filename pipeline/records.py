@@ -92,7 +92,7 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
         "packages": package_versions(),
         "cpu": cpu_kind(),
     }
-    with replacing(record_path(tar.path)) as file:
+    with replacing(record_path(tar.path), tar.scratch) as file:
         file.write(_sealed(header) + lines)
         file.flush()
         uncommit(tar.path)
@@ -138,6 +138,14 @@ def _valid(line: bytes, record: int, tar: int) -> dict | None:
         return header if whole and tar == header["tar"]["bytes"] else None
     except (KeyError, TypeError):
         return None
+
+
+def first_line(record: Path | RemotePath) -> bytes:
+    """Return the first line of a record, of at most 16 MiB. Raises OSError where there is none."""
+    if isinstance(record, RemotePath):
+        return _first_line(record, record.stat())
+    with _open(record) as file:
+        return file.readline(LONGEST_HEADER)
 
 
 def _open(path: Path | RemotePath) -> BinaryIO:

@@ -20,14 +20,26 @@ from lipprep.pipeline.inputs import archive_name, looking
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.make import CLIP_TIMEOUT, Job
 from lipprep.pipeline.manifest import Manifest
-from lipprep.pipeline.moved import Moved, drop, drop_aside
-from lipprep.pipeline.plan import STAGES, WHOLE, Chunk, Layout, Slice, stage_parameters, survey, upstream
-from lipprep.pipeline.records import Headers, all_entries, record_path, uncommit
-from lipprep.pipeline.space import disk_folder, disk_trouble, free_bytes, needed_bytes, warn_of_space
+from lipprep.pipeline.moved import Moved, drop, drop_earlier
+from lipprep.pipeline.owned import CHUNK, check_chunks, check_index, strays
+from lipprep.pipeline.plan import (
+    STAGES,
+    WHOLE,
+    Chunk,
+    Layout,
+    Slice,
+    index_parameters,
+    stage_parameters,
+    survey,
+    upstream,
+)
+from lipprep.pipeline.records import Headers, all_entries, uncommit
+from lipprep.pipeline.space import disk_trouble, free_bytes, needed_bytes, warn_of_space
 from lipprep.pipeline.supervise import say, supervise, supervise_here
 from lipprep.pipeline.wanted import Wanted, write_wanted
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
+from lipprep.stages.scratch import local_scratch
 from lipprep.stages.untrusted import is_file
 
 if TYPE_CHECKING:
@@ -86,6 +98,7 @@ def make_jobs(
             parameters=parameters,
             header={"dataset": manifest.name, **chunk.wanted_header(manifest.fps, parameters)},
             tar=chunk.tar,
+            scratch=layout.scratch(stage),
             landmarks=layout.tar(above, *place) if above else None,
             crops=layout.tar("crops", *place) if place in stored_crops else None,
             persons=run.persons and {n: run.persons[n] for n in names if n in run.persons},
@@ -104,12 +117,16 @@ def run_stage(
     layout: Layout,
     wanted: Wanted,
     run: Run = PLAIN,
+    *,
+    plan: Wanted | None = None,
 ) -> Report:
     """Make every chunk of `stage` that is missing or stale, or every one of a part.
 
-    Raises ValueError where the stage before is not done, its output is damaged, a disk is full, worker processes die
-    again and again, a cluster cannot be used, another run is at work in the same folder, or the clips are crops where
-    videos are wanted, or the other way round. RemoteError where a store cannot be reached; what is done is kept.
+    `plan` is what plan.yaml is to say from now on, by default what is `wanted`; it is written once nothing stands in
+    the way. Raises UserError where a file that is not lipprep's does, the stage before is not done, its output is
+    damaged, a disk is full, worker processes die again and again, a cluster cannot be used, another run is at work in
+    the same folder, or the clips are crops where videos are wanted, or the other way round. RemoteError where a store
+    cannot be reached; what is done is kept.
     """
     check_kind(stage, manifest, wanted)
     seen = check_root(manifest)
@@ -122,11 +139,14 @@ def run_stage(
         # Before anything is touched: an address may be wrong.
         places = _places(stage, layout, wanted, seen)
         cluster = stack.enter_context(open_cluster(run.engine, *places)) if run.engine.is_cluster else None
-        write_wanted(layout.plan, wanted)
         mine, stored = _survey(stage, manifest, layout, wanted, run)
+        check_chunks(mine, manifest, replace=run.replace)
+        if stage == "shards":
+            check_index(folder, manifest, replace=run.replace)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
-        lent = layout.work / stage  # of shards, which stand elsewhere
-        moved = Moved(folder, mine, pending, manifest, replace=run.replace, part=run.part, lent=lent)
+        moved = Moved(layout, stage, mine, pending, manifest, replace=run.replace, part=run.part)
+        write_wanted(layout.plan, plan or wanted)
+        moved.set_aside()
         if stage == "shards" and pending:
             # From here to the end the folder holds old and new shards: no index may call them one set.
             (layout.out / "index.json").unlink(missing_ok=True)
@@ -137,7 +157,7 @@ def run_stage(
             left = [c for c in pending if c.tar not in made]
             return needed_bytes(stage, manifest, wanted, mine, left, run.engine.workers, stored)
 
-        disk = disk_folder(folder)
+        disk = local_scratch(folder)
         if pending and room() > free_bytes(disk):
             warn_of_space(disk, room())
         with tqdm(total=sum(len(c.clips) for c in pending), desc=stage, unit="clip", disable=not pending) as bar:
@@ -157,7 +177,7 @@ def run_stage(
         if moved.dropped and whole:
             say(f"{moved.dropped} clips that {manifest.path} does not list any more are dropped from {folder}")
         if whole:
-            _drop_orphans(folder, {c.tar.name for c in mine})
+            _drop_strays(stage, mine, manifest, layout, replace=run.replace)
         if stage == "shards" and whole:
             _write_index(manifest, layout, wanted)
         return close_accounts(stage, mine, list(made.values()), time.perf_counter() - began)
@@ -208,9 +228,8 @@ def finish(manifest: Manifest, layout: Layout, wanted: Wanted) -> Report:
                 f"{len(absent)} of {len(mine)} shards are not there, e.g. {first.tar.name} is {first.state}{why}: "
                 "run `lipprep shards` for their slices first"
             )
-        for folder in (layout.folder(stage) for stage in STAGES):
-            drop_aside(folder)
-        _drop_orphans(layout.out, {c.tar.name for c in mine})
+        drop_earlier([place for stage in STAGES for place in (layout.earlier(stage), layout.lent(stage))])
+        _drop_strays("shards", mine, manifest, layout, replace=False)
         _write_index(manifest, layout, wanted)
         return close_accounts("shards", mine, [], time.perf_counter() - began)
 
@@ -260,30 +279,27 @@ def _to_retry(chunk: Chunk, retry: str | None) -> bool:
     return any(kind != "ok" and retry in ("", kind) for kind in chunk.header["counts"])
 
 
-def _drop_orphans(folder: Path | RemotePath, wanted: set[str]) -> None:
-    """Remove tars that no chunk of the manifest has any more: they would be read as if they had."""
-    for tar in folder.glob("*.tar"):
-        if tar.name not in wanted and record_path(tar).exists():
-            drop(tar)
-    for record in folder.glob("*.jsonl"):
-        if record.with_suffix(".tar").name not in wanted and not record.with_suffix(".tar").exists():
-            record.unlink()  # of a tar that was being set aside
-    for unfinished in disk_folder(folder).glob(".*.tmp"):  # of runs that were killed; all of this one is committed
+def _drop_strays(stage: str, chunks: Sequence[Chunk], manifest: Manifest, layout: Layout, *, replace: bool) -> None:
+    """Remove tars that no chunk of the manifest has any more, which would be read as if, and unfinished files."""
+    folder = layout.folder(stage)
+    for tar in strays(folder, {c.tar.name for c in chunks}, manifest, stage, replace=replace):
+        drop(tar)
+    for unfinished in (layout.scratch(stage) or local_scratch(folder)).glob(".*.tmp"):  # of runs that were killed
         unfinished.unlink(missing_ok=True)
 
 
-def check_out(manifest: Manifest, out: Path | RemotePath) -> None:
-    """Refuse a folder that holds the shards of another data set. Raises ValueError, which names both."""
-    from lipprep.stages.shard.index import load_index
+def check_out(manifest: Manifest, out: Path | RemotePath, *, replace: bool = False) -> None:
+    """Refuse a folder whose files shards of `manifest` would replace. Raises UserError, which names what is in the way.
 
+    Those of another data set do not stand in the way with `replace`.
+    """
     read = Headers(out)
-    headers = [h for tar in out.glob("*.tar") if (h := read(tar)) is not None]
+    headers = [h for tar in out.glob("*.tar") if CHUNK.fullmatch(tar.stem) and (h := read(tar)) is not None]
     if any(h["stage"] != "shards" for h in headers):
         raise UserError(f"{out} holds the artefacts of another stage: choose another -o")
+    check_index(out, manifest, replace=replace)
     names = {h["dataset"] for h in headers}
-    with contextlib.suppress(ValueError):  # unusable, as after a stop in mid-run: it will be written again
-        names.add(load_index(out).dataset)
-    if names - {manifest.name}:
+    if names - {manifest.name} and not replace:
         raise UserError(
             f"{out} holds shards of data set {', '.join(sorted(names))}, not of {manifest.name}: choose another -o, "
             "or --replace them"
@@ -315,15 +331,15 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
             raise UserError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
         offsets[shard.name] = [*starts, read(tar)["end"]]
         tally.add(clips, entries)
+    scratch = layout.scratch("shards")
     if card != "":
-        write_text(layout.out / CARD, card_text(index, manifest, tally, licence=wanted.licence))
+        write_text(layout.out / CARD, card_text(index, manifest, tally, licence=wanted.licence), scratch)
     if not indexed:
-        save_index(layout.out, dataclasses.replace(index, offsets=offsets))
+        save_index(layout.out, dataclasses.replace(index, offsets=offsets), scratch)
 
 
 def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
     """The index without its offsets."""
-    from lipprep.pipeline.wanted import load_mean_face
     from lipprep.stages.shard.index import Index, Shard
 
     shards, failures, read = [], {}, Headers(layout.out)
@@ -334,19 +350,13 @@ def _describe(manifest: Manifest, layout: Layout, wanted: Wanted) -> "Index":
         counts = Counter(header["counts"])
         shards.append(Shard(tar.name, split, counts.pop("ok", 0), header["tar"]["bytes"], header["tar"]["sha256"]))
         failures.setdefault(split, Counter()).update(counts)
-    parameters = stage_parameters(wanted)
-    landmarks = {k: v for k, v in parameters["landmarks"].items() if k != "archive"}
-    if not upstream("shards", wanted):
-        landmarks = {}
-    if wanted.mean_face is not None and "mean_face" in parameters["shards"]:
-        # The points themselves: whoever has weights trained on these crops must be able to cut others like them.
-        parameters["shards"]["mean_face"] = load_mean_face(Path(wanted.mean_face)).tolist()
+    landmarks = stage_parameters(wanted)["landmarks"] if upstream("shards", wanted) else {}
     return Index(
         dataset=manifest.name,
         fingerprint=hashlib.sha256("".join(s.sha256 for s in shards).encode()).hexdigest(),
         labels=manifest.labels,
         fps=manifest.fps,
-        parameters={**landmarks, **parameters["shards"]},
+        parameters={**landmarks, **index_parameters(wanted)},
         failures={split: dict(sorted(kinds.items())) for split, kinds in failures.items()},
         shards=tuple(shards),
         offsets={},

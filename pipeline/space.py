@@ -13,7 +13,6 @@ from lipprep.pipeline.wanted import Wanted
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.scratch import scratch
 
 _MEMBER = 1024  # bytes of a tar's header and padding, on average
 _RECORD = 800  # bytes of a clip's line in a record
@@ -85,11 +84,6 @@ def needed_bytes(
     replaced = sum(c.header["tar"]["bytes"] for c in pending if c.header is not None and c.tar.is_file())
     # An old tar goes when the new one is whole: for a while there are both, one a worker.
     return round(max(sum(sizes) - replaced, at_once))
-
-
-def disk_folder(folder: Path | RemotePath) -> Path:
-    """Where on a disk here is written what goes to `folder`."""
-    return scratch(folder) if isinstance(folder, RemotePath) else folder
 
 
 def free_bytes(folder: Path) -> int:

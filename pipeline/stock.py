@@ -76,7 +76,7 @@ class Stock:
     def __init__(self, job: Job) -> None:
         tars = [job.tar, *job.old]
         found = list(zip(tars, all_entries(tars), strict=True))
-        found += [(attempt.tar, attempt.entries) for attempt in attempts(job.tar)]
+        found += [(attempt.tar, attempt.entries) for attempt in attempts(job.tar, job.unfinished)]
         self._retry = job.retry
         self._places: dict[str, list[tuple[Path | RemotePath, dict]]] = {clip.key: [] for clip in job.clips}
         self._clips: Counter = Counter()  # of this chunk in each tar

@@ -23,12 +23,11 @@ from lipprep.pipeline.make import Job
 from lipprep.pipeline.manifest import Clip, groups
 from lipprep.pipeline.pool import WorkerDied, pool, run_all
 from lipprep.pipeline.records import Headers
-from lipprep.pipeline.space import disk_folder
 from lipprep.stages.remote import RemotePath
 
 _MUTE = 3  # videos that do not come: it is their disk
 BARREN = 3  # deaths in a row that brought nothing forward: then fewer processes, or a message
-_PROBES = ".probe"  # folder of what suspects leave when they are tried alone
+_PROBES = "probe"  # folder of what suspects leave when they are tried alone
 
 
 def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict], None]) -> None:
@@ -71,7 +70,8 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
                     attempts[tar] = attempt
                     done(tar, header)
                     deaths.clear()
-            left = {tar: found for tar in pending if (found := read_attempt(tar, attempt)) is not None}
+            found = {tar: read_attempt(tar, attempt, job.unfinished) for tar, job in pending.items()}
+            left = {tar: attempted for tar, attempted in found.items() if attempted is not None}
             condemned = _judge(death, pending, left, silent, mute)
             forward = [tar for tar, found in left.items() if len(found.entries) > reached.get(tar, 0)]
             reached |= {tar: len(left[tar].entries) for tar in forward}
@@ -85,7 +85,7 @@ def supervise(jobs: Collection[Job], *, workers: int, done: Callable[[Path, dict
             # A worker of an earlier run, whose driver was killed, may have had its last word meanwhile.
             read = Headers(next(job.tar.parent for job in jobs))
             pending = {job.tar: job for job in jobs if _overwritten(job.tar, attempts, read)}
-    for folder in {job.tar.parent for job in jobs}:
+    for folder in {job.unfinished for job in jobs}:
         shutil.rmtree(probes(folder), ignore_errors=True)
     raise_damaged(damaged)
 
@@ -113,9 +113,9 @@ def _overwritten(tar: Path | RemotePath, attempts: Mapping[Path | RemotePath, st
     return tar in attempts and (header is None or header["attempt"] != attempts[tar])
 
 
-def probes(folder: Path | RemotePath) -> Path:
-    """Where on a disk here suspects that are tried alone leave what they make of `folder`'s clips."""
-    return disk_folder(folder) / _PROBES
+def probes(scratch: Path) -> Path:
+    """Return the folder that suspects, which are tried alone, leave what they make in."""
+    return scratch / _PROBES
 
 
 def say(message: str) -> None:
@@ -171,7 +171,7 @@ def _judge(death: WorkerDied, pending: dict, left: dict, silent: set[Path], mute
             condemned = True
         else:
             # What was made of it alone need not be made again.
-            alone = sorted(probes(tar.parent).glob(f"{tar.stem}-*.tar"))
+            alone = sorted(probes(job.unfinished).glob(f"{tar.stem}-*.tar"))
             pending[tar] = dataclasses.replace(job, old=tuple(dict.fromkeys((*job.old, *alone))))
     return condemned
 
@@ -230,8 +230,10 @@ def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
     """What is left, with the exit codes, where these clips kill a process of their own; None where they do not."""
     for _ in range(BARREN):
         attempt = uuid.uuid4().hex[:12]
-        tar = probes(job.tar.parent) / f"{job.tar.stem}-{attempt}.tar"
-        alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt, together=False)
+        folder = probes(job.unfinished)
+        folder.mkdir(parents=True, exist_ok=True)
+        tar = folder / f"{job.tar.stem}-{attempt}.tar"
+        alone = dataclasses.replace(job, clips=clips, tar=tar, attempt=attempt, together=False, scratch=folder)
         try:
             with pool(1) as executor:
                 for _, future in run_all(executor, run_job, [alone], ahead=lambda: 1):
@@ -239,7 +241,7 @@ def _try_alone(job: Job, clips: list[Clip]) -> tuple[Attempt, str] | None:
                         future.result()
             return None
         except WorkerDied as death:
-            if (found := read_attempt(tar, attempt)) is not None:
+            if (found := read_attempt(tar, attempt, folder)) is not None:
                 return found, death.codes
             # It died before it began: no clip's fault.
     return None

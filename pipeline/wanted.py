@@ -1,6 +1,7 @@
 """What is wanted of every stage, kept in work/NAME/plan.yaml so that no command need be told twice."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import check_file, check_yaml, printable, read_text
 
 if TYPE_CHECKING:
+    from lipprep.pipeline.plan import Layout
     from lipprep.stages.crop import CropParameters
+    from lipprep.stages.shard.index import Index
 
 _MAX_PLAN = 1 << 20  # bytes of plan.yaml, which has fifteen lines
 _MAX_FACE = 1 << 16  # bytes of a mean face, which has 68 points
@@ -72,6 +75,45 @@ def read_wanted(path: Path | RemotePath) -> Wanted:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it") from error
     return Wanted(**{**fields, "box": box and tuple(box)})
+
+
+def finished_index(out: Path | RemotePath, dataset: str) -> "Index | None":
+    """Return the index, without offsets, of finished shards of `dataset` in `out`; None where there are none."""
+    from lipprep.stages.shard.index import read_index
+
+    try:
+        index, _ = read_index(out)
+    except UserError:  # not finished, or damaged
+        return None
+    return index if index.dataset == dataset else None
+
+
+def with_parameters(wanted: Wanted, parameters: Mapping) -> Wanted:
+    """Return `wanted` with the crops and the codec that an index's `parameters` tell.
+
+    An index has the points of a mean face of one's own and not its file, which stays the wanted one.
+    """
+    if wanted.from_crops != (parameters.get("crops_from") == "files"):
+        return wanted
+    names = ("profile", "crop_size", "exact", "box", "codec", "quality")
+    given = {name: parameters[name] for name in names if name in parameters}
+    if given.get("box") is not None:
+        given["box"] = tuple(given["box"])
+    elif wanted.from_crops:
+        given["box"] = None
+    if parameters.get("mean_face") is None:
+        given["mean_face"] = None
+    return replace(wanted, **given)
+
+
+def wanted_of(layout: "Layout", dataset: str) -> Wanted:
+    """Return what is wanted of a data set and of its shards: finished ones stay what their index says.
+
+    plan.yaml holds what was wanted last, which may be that of shards in another folder.
+    """
+    wanted = read_wanted(layout.plan)
+    index = finished_index(layout.out, dataset)
+    return wanted if index is None else with_parameters(wanted, index.parameters)
 
 
 def write_wanted(path: Path | RemotePath, wanted: Wanted) -> None:

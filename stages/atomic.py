@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lipprep.stages.remote import RemotePath, place
-from lipprep.stages.scratch import scratch
+from lipprep.stages.scratch import COPY, scratch
 
 _REMEDY = {
     errno.ENOSPC: "make room",
@@ -25,7 +25,6 @@ _REMEDY = {
     errno.EIO: "see to the disk",
 }
 _FETCH = 1 << 24  # bytes a request
-_COPY = "copy-"
 
 
 def disk_remedy(error: OSError) -> str | None:
@@ -70,17 +69,17 @@ def fsync_folder(folder: Path | RemotePath) -> None:
         os.close(fd)
 
 
-def temporary_path(path: Path | RemotePath, tag: object) -> Path:
-    """Where `path` is written before it is whole: beside it, or where it is remote, in the local scratch folder.
+def temporary_path(path: Path | RemotePath, tag: object, folder: Path | None = None) -> Path:
+    """Return where `path` is written before it is whole: in `folder`, else beside it, or in the local scratch folder.
 
     The `tag` keeps two writers apart. Listings pass over the name.
     """
-    return _beside(path) / f".{path.name}.{tag}.tmp"
+    return (folder or _beside(path)) / f".{path.name}.{tag}.tmp"
 
 
-def temporary_paths(path: Path | RemotePath) -> list[Path]:
-    """What writers of `path` that were killed have left on this machine, or one at work is writing."""
-    return sorted(_beside(path).glob(f".{path.name}.*.tmp"))
+def temporary_paths(path: Path | RemotePath, folder: Path | None = None) -> list[Path]:
+    """List what writers of `path` that were killed have left in `folder`, or one at work is writing."""
+    return sorted((folder or _beside(path)).glob(f".{path.name}.*.tmp"))
 
 
 def _beside(path: Path | RemotePath) -> Path:
@@ -94,9 +93,23 @@ def publish(temporary: Path, path: Path | RemotePath) -> None:
     """
     if isinstance(path, RemotePath):
         path.upload(temporary)
-    else:
+        return
+    try:
         temporary.replace(path)
-        fsync_folder(path.parent)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # Of another file system, where nothing can be renamed to: copied beside it first.
+        beside = temporary_path(path, uuid.uuid4().hex[:12])
+        try:
+            with temporary.open("rb") as whole, io.BufferedWriter(Output(beside)) as copy:
+                shutil.copyfileobj(whole, copy, _FETCH)
+                sync(copy)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        temporary.unlink()
+    fsync_folder(path.parent)
 
 
 def abandon(file: BinaryIO) -> None:
@@ -106,11 +119,12 @@ def abandon(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
+def replacing(path: Path | RemotePath, scratch_folder: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file to write; on success it is fsynced and takes the name `path`, on failure it goes.
 
-    Raises RemoteError where a store does not take it; what was there before is there still. A device or a pipe of that
-    name, as /dev/null, takes what is written and stays what it is.
+    Until then it lies in `scratch_folder`, by default beside `path`. Raises RemoteError where a store does not take it;
+    what was there before is there still. A device or a pipe of that name, as /dev/null, takes what is written and stays
+    what it is.
     """
     path = place(path)
     if isinstance(path, Path) and path.exists() and not path.is_file() and not path.is_dir():
@@ -118,7 +132,9 @@ def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
             yield file
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path, uuid.uuid4().hex[:12])  # processes of two containers may have one number
+    # No process number: processes of two containers may have the same.
+    temporary = temporary_path(path, uuid.uuid4().hex[:12], scratch_folder)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     file = io.BufferedWriter(Output(temporary))
     try:
         yield file
@@ -130,9 +146,9 @@ def replacing(path: Path | RemotePath) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path | RemotePath, text: str) -> None:
-    """Write UTF-8 `text` to `path` atomically, with newlines as they are."""
-    with replacing(path) as file:
+def write_text(path: Path | RemotePath, text: str, scratch_folder: Path | None = None) -> None:
+    """Write UTF-8 `text` to `path` atomically, as `replacing` does, with newlines as they are."""
+    with replacing(path, scratch_folder) as file:
         file.write(text.encode())
 
 
@@ -141,25 +157,16 @@ def fetched(path: Path | RemotePath) -> Iterator[Path]:
     """A local file with the content of `path`, for those who read all of it: itself where it is local, else a copy.
 
     Raises FileNotFoundError where there is none, RemoteError where it changes meanwhile. The copy goes at the end, that
-    of a process that was killed with the next one.
+    of a process that was killed when it is a day old (`scratch`).
     """
     if not isinstance(path, RemotePath):
         yield path
         return
     where = scratch(path.parent)
-    _drop_copies_of_the_dead(where)
-    with tempfile.TemporaryDirectory(prefix=f"{_COPY}{os.getpid()}-", dir=where) as folder:
+    with tempfile.TemporaryDirectory(prefix=COPY, dir=where) as folder:
         local, status = Path(folder) / path.name, path.stat()
         with io.BufferedWriter(Output(local)) as file:
             for start in range(0, status.st_size, _FETCH):
                 file.write(path.read_range(start, min(start + _FETCH, status.st_size)))
         path.check_unchanged(status)
         yield local
-
-
-def _drop_copies_of_the_dead(folder: Path) -> None:
-    import psutil
-
-    for copy in folder.glob(f"{_COPY}*-*"):
-        if not psutil.pid_exists(int(copy.name.split("-")[1])):
-            shutil.rmtree(copy, ignore_errors=True)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK = ".lock"
+LOCK = ".lipprep.lock"
 _PATIENCE = 3.0  # seconds: a process that was just killed holds its locks until the system has cleared it away
 
 

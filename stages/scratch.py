@@ -14,7 +14,9 @@ from pathlib import Path
 from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath
 
-_STALE = 7 * 86400.0  # seconds
+COPY = "copy-"  # how the names of folders with copies of remote files begin
+_STALE = 7 * 86400.0  # seconds after which nobody comes back for an unfinished file
+_STALE_COPY = 86400.0  # seconds: a copy serves for one chunk
 
 
 def scratch(folder: RemotePath) -> Path:
@@ -36,10 +38,19 @@ def scratch(folder: RemotePath) -> Path:
     return local
 
 
+def local_scratch(folder: Path | RemotePath) -> Path:
+    """Return where on a disk here is written what goes to `folder`: the folder itself unless it is in a store."""
+    return scratch(folder) if isinstance(folder, RemotePath) else folder
+
+
 @cache
 def _sweep(mine: Path) -> None:
     """Remove, once, what processes that were killed long ago have left and nobody came back for."""
-    for left in [*mine.glob("*/.*.tmp"), *mine.glob("*/copy-*")]:
+    # By age alone: a process of another container that shares this folder cannot be seen.
+    for left in [*mine.glob("*/.*.tmp"), *mine.glob(f"*/{COPY}*")]:
         with contextlib.suppress(OSError):  # another process is faster
-            if time.time() - left.stat().st_mtime > _STALE:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            age = time.time() - left.stat().st_mtime
+            if left.is_dir() and age > _STALE_COPY:
+                shutil.rmtree(left)
+            elif age > _STALE:
+                left.unlink()

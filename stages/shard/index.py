@@ -81,19 +81,19 @@ class Index:
         return self.parameters["crop_size"]
 
 
-def save_index(folder: Path | RemotePath, index: Index) -> None:
-    """Write index.npz and then index.json, each atomically."""
+def save_index(folder: Path | RemotePath, index: Index, scratch: Path | None = None) -> None:
+    """Write index.npz and then index.json, each atomically; unfinished, they lie in `scratch`, or beside themselves."""
     folder = place(folder)
     arrays = io.BytesIO()
     np.savez(arrays, **{name: np.asarray(o, np.int64) for name, o in index.offsets.items()})
-    with replacing(folder / "index.npz") as file:
+    with replacing(folder / "index.npz", scratch) as file:
         file.write(arrays.getvalue())
     plain = {f.name: getattr(index, f.name) for f in dataclasses.fields(index) if f.name != "offsets"}
     plain["labels"] = list(index.labels)
     plain["shards"] = [dataclasses.asdict(s) for s in index.shards]
     plain = {"lipprep_index": plain.pop("version"), **plain}
     plain["offsets_sha256"] = hashlib.sha256(arrays.getvalue()).hexdigest()
-    write_text(folder / "index.json", json.dumps({**plain, "sha256": plain_digest(plain)}, indent=1) + "\n")
+    write_text(folder / "index.json", json.dumps({**plain, "sha256": plain_digest(plain)}, indent=1) + "\n", scratch)
 
 
 def plain_digest(plain: Mapping) -> str:

@@ -44,13 +44,14 @@ class TarWriter:
     The two are apart because the record of an older tar at the same place must go in between. Members have
     mtime 0, uid 0 and mode 0644 and stand in the order of the calls. Leaving the `with` block unpublished
     leaves nothing behind, unless `keep` is set. `tag` tells two writers of one tar apart; by default it is the
-    process's number.
+    process's number. The unfinished file lies in `scratch`, by default beside the tar.
     """
 
-    def __init__(self, path: Path | RemotePath, tag: str | None = None) -> None:
+    def __init__(self, path: Path | RemotePath, tag: str | None = None, *, scratch: Path | None = None) -> None:
         self.path = place(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_path(self.path, tag or os.getpid())
+        self.scratch = scratch
+        self._temporary = temporary_path(self.path, tag or os.getpid(), scratch)
         self._file = _Hashing(self._temporary)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         self.keep = False
