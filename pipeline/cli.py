@@ -125,13 +125,12 @@ def _want(before, flags: dict):
     return wanted
 
 
-def _want_shards(layout, dataset: str, flags: dict, *, replace: bool):
+def _want_shards(before, flags: dict, out, dataset: str, *, replace: bool):
     """Return what is wanted of shards: finished ones stay what their index says, unless flags are to `replace` them."""
     from lipprep.pipeline.plan import differences, index_parameters
-    from lipprep.pipeline.wanted import finished_index, read_wanted, with_parameters
+    from lipprep.pipeline.wanted import finished_index, with_parameters
 
-    before = read_wanted(layout.plan)
-    if (index := finished_index(layout.out, dataset)) is None:
+    if (index := finished_index(out, dataset)) is None:
         return _want(before, flags)
     wanted = _want(with_parameters(before, index.parameters), flags)
     now = index_parameters(wanted)
@@ -139,8 +138,14 @@ def _want_shards(layout, dataset: str, flags: dict, *, replace: bool):
     there = {name: index.parameters.get(name) for name in now}
     if there != now and not replace:
         raise UserError(
-            f"{layout.out} holds finished shards, which would be made anew ({differences(there, now)}): choose another "
-            "-o, or add --replace"
+            f"{out} holds finished shards, which would be made anew ({differences(there, now)}): choose another -o, or "
+            "add --replace"
+        )
+    if not any(flag is not None for flag in flags.values()) and (last := differences(now, index_parameters(before))):
+        click.echo(
+            f"{out} stays as its index says. What was wanted last differs ({last}): to make these shards so, give the "
+            "flags and --replace",
+            err=True,
         )
     return wanted
 
@@ -371,8 +376,9 @@ def shards(
     else:
         listed, layout = open_data_set(manifest_path, root, work, out)
     check_out(listed, out, replace=replace)
-    wanted = _want_shards(layout, listed.name, flags, replace=replace)
-    plan = wanted if any(flag is not None for flag in flags.values()) else read_wanted(layout.plan)
+    before = read_wanted(layout.plan)
+    wanted = _want_shards(before, flags, layout.out, listed.name, replace=replace)
+    plan = wanted if any(flag is not None for flag in flags.values()) else before
     if from_crops is not None:
         keep_manifest(listed)
         tell(listed)

@@ -18,8 +18,8 @@ from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.records import first_line, record_path
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.shard.index import SPLITS
-from lipprep.stages.untrusted import is_file, printable
+from lipprep.stages.shard.index import MAX_INDEX, SPLITS
+from lipprep.stages.untrusted import check_file, printable
 
 CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")  # the stem of a chunk's files
 _MEMBERS = {"landmarks": ("landmarks.npy",), "crops": ("mouth.npy",), "shards": ("mouth.npy", "mouth.jpg")}
@@ -146,14 +146,11 @@ def check_index(folder: Path | RemotePath, manifest: Manifest, *, replace: bool)
 
 def index_owner(path: Path | RemotePath) -> str | None:
     """Return the data set that an index.json names, "" where that was damaged, None where lipprep did not make it."""
-    if not is_file(path):
-        return None
     try:
-        with path.open("rb") as file:
-            text = file.read(_HEAD)
-    except OSError:
+        text = check_file(path, "index", limit=MAX_INDEX).read_bytes()
+    except (OSError, UserError):
         return None
-    if b'"lipprep_index": ' not in text[:64] and b'"offsets_sha256": ' not in path.read_bytes()[-_HEAD:]:
+    if b'"lipprep_index": ' not in text[:64] and b'"offsets_sha256": ' not in text[-256:]:
         return None
     named = re.search(rb'"dataset": ("(?:[^"\\]|\\.)*")', text)
     try:

@@ -141,8 +141,6 @@ def run_stage(
         cluster = stack.enter_context(open_cluster(run.engine, *places)) if run.engine.is_cluster else None
         mine, stored = _survey(stage, manifest, layout, wanted, run)
         check_chunks(mine, manifest, replace=run.replace)
-        if stage == "shards":
-            check_index(folder, manifest, replace=run.replace)
         pending = [c for c in mine if c.state != "fresh" or _to_retry(c, run.retry)]
         moved = Moved(layout, stage, mine, pending, manifest, replace=run.replace, part=run.part)
         write_wanted(layout.plan, plan or wanted)

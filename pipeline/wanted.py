@@ -99,8 +99,8 @@ def with_parameters(wanted: Wanted, parameters: Mapping) -> Wanted:
     given = {name: parameters[name] for name in names if name in parameters}
     if given.get("box") is not None:
         given["box"] = tuple(given["box"])
-    elif wanted.from_crops:
-        given["box"] = None
+    elif wanted.from_crops and given["profile"] == "fixed":
+        given["box"] = None  # not known
     if parameters.get("mean_face") is None:
         given["mean_face"] = None
     return replace(wanted, **given)

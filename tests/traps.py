@@ -91,7 +91,9 @@ def everything() -> dict[str, dict[str, bytes]]:
 
 
 def strays(folder: str = ".") -> list[Path]:
-    return [p for p in Path(folder).rglob(".*") if p.name.endswith((".tmp", ".old", ".probe"))]
+    """Scratch that is left over: unfinished files, and earlier tars."""
+    scratch = [p for p in Path(folder).rglob("*") if p.is_file() and {"scratch", ".lipprep-earlier"} & {*p.parts}]
+    return scratch + [p for p in Path(folder).rglob(".*.tmp") if p not in scratch]
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -69,7 +69,7 @@ def test_a_card_is_kept_true_and_costs_no_shard(chain, lipprep):
     assert read_wanted(PLAN).licence == "CC BY 4.0"
     assert tars("shards") == before and Path("shards/index.json").read_bytes() == index
     lipprep("verify", "--deep", "-j", 1)
-    lipprep("shards", "-j", 1, "--quality", 80)
+    lipprep("shards", "-j", 1, "--quality", 80, "--replace")
     assert "| `quality` | 80 |" in CARD.read_text() and load_index(Path("shards")).fingerprint in CARD.read_text()
 
 
@@ -77,11 +77,11 @@ def test_a_text_of_ones_own_stays(chain, lipprep):
     chain()
     kept = [line for line in CARD.read_text().splitlines() if not line.startswith("<!-- lipprep card")]
     CARD.write_text("\n".join(kept))
-    lipprep("shards", "-j", 1, "--quality", 80)
+    lipprep("shards", "-j", 1, "--quality", 80, "--replace")
     assert CARD.read_text() == "\n".join(kept)
     CARD.unlink()
     CARD.mkdir()
-    lipprep("shards", "-j", 1, "--quality", 95)
+    lipprep("shards", "-j", 1, "--quality", 95, "--replace")
     assert CARD.is_dir() and lipprep("verify").exit_code == 0
 
 

@@ -13,6 +13,7 @@ from traps import POSIX, entries, tars
 
 from lipprep.pipeline import make
 from lipprep.pipeline.manifest import load_manifest
+from lipprep.stages.lock import LOCK
 from lipprep.stages.shard.index import load_index
 from lipprep.stages.shard.reader import read_samples
 
@@ -112,7 +113,7 @@ def test_a_set_of_crops_is_as_good_as_one_of_videos(crops, pack, lipprep):
     rows = json.loads(lipprep("status", "--json").stdout)
     assert [(row["stage"], row["fresh"], row["clips"]) for row in rows] == [("shards", 12, {"ok": 12})]
     assert json.loads(lipprep("manifest", "check", "--json").stdout) == {"videos": 12, "problems": []}
-    files = [p for p in Path().rglob("*") if p.is_file() and p.name not in ("report.json", ".lock")]
+    files = [p for p in Path().rglob("*") if p.is_file() and p.name not in ("report.json", LOCK)]
     before = [p.stat().st_mtime_ns for p in files]
     for again in ((), ("--from-crops", crops)):  # what was said once is known
         assert pack(*again)["chunks_made"] == 0
@@ -308,9 +309,9 @@ def test_the_box_that_crops_were_cut_with_is_kept_where_it_is_known(crops, pack,
 
     assert pack("--from-crops", crops, "--profile", "fixed")["ok"] == 12 and box() is None
     assert "box: null" in Path("work/mouths/plan.yaml").read_text()
-    assert pack("--from-crops", crops, "--box", "80,120,16,16")["ok"] == 12 and box() == [80, 120, 16, 16]
+    assert pack("--from-crops", crops, "--box", "80,120,16,16", "--replace")["ok"] == 12 and box() == [80, 120, 16, 16]
     assert pack()["chunks_made"] == 0 and box() == [80, 120, 16, 16]
-    pack("--profile", "unaligned")
+    pack("--profile", "unaligned", "--replace")
     assert box() is None
     said = lipprep("shards", "--profile", "fixed", "--crop-size", 8, code=1).stderr
     assert "the box 80,120,16,16 is 16 pixels wide" in said

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from traps import strays
 
-from lipprep.pipeline.moved import Moved
 from lipprep.pipeline.records import read_entries, read_header
 
 
@@ -28,9 +28,9 @@ def test_another_seed_computes_nothing(lipprep, corpus):
     lipprep("shards", "-j", 1)
     figures = make(lipprep, corpus, "--seed", 5)
     assert figures["clips_computed"] == 0 < figures["chunks_made"]
-    assert tars() == wanted and not list(Path("work").rglob(".old"))
+    assert tars() == wanted and not strays()
     assert json.loads(lipprep("shards", "-j", 1, "--json").stdout)["clips_computed"] == 0
-    assert not list(Path("shards").glob(".old"))
+    assert not strays()
 
 
 def test_another_word_computes_that_word(lipprep, corpus):
@@ -55,9 +55,9 @@ def test_what_was_set_aside_outlives_a_run_that_was_stopped(lipprep, corpus, mon
         for seed in (5, 6):
             lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl", "--chunk-size", 2, "--seed", seed)
             lipprep("landmarks", "-j", 1, code=130)
-    assert list(Path("work/m/landmarks/.old").glob("*.tar"))
+    assert list(Path("work/m/scratch/landmarks/earlier").glob("*.tar"))
     assert make(lipprep, corpus, "--seed", 7)["clips_computed"] == 0
-    assert not Path("work/m/landmarks/.old").exists()
+    assert not strays()
     assert sum(read_header(tar)["planned"] for tar in Path("work/m/landmarks").glob("*.tar")) == 12
 
 
@@ -73,10 +73,6 @@ def test_another_corpus_of_the_same_name_is_not_overwritten(lipprep, corpus, tmp
     message = lipprep("landmarks", "-j", 1, code=1).stderr
     assert "made of other clips" in message and "another -w" in message and tars() == before
     lipprep("landmarks", "-j", 1, "-w", "elsewhere")
-
-
-def test_nothing_pending_sets_nothing_aside(tmp_path):
-    assert Moved(tmp_path / "absent", [], [], None).old(None) == ()
 
 
 @pytest.mark.parametrize("stage", ["crops", "shards"])

@@ -29,6 +29,7 @@ from lipprep.pipeline.space import needed_bytes
 from lipprep.pipeline.wanted import Wanted, read_wanted
 from lipprep.stages import held, lock, remote, store, video
 from lipprep.stages.atomic import write_text
+from lipprep.stages.lock import LOCK
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import scratch
 from lipprep.stages.shard.reader import TarMembers
@@ -127,7 +128,7 @@ def there(place: RemotePath, stage: str) -> dict[str, bytes]:
 
 
 def left(own_scratch: Path) -> list[str]:
-    return [path.name for path in own_scratch.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+    return [path.name for path in own_scratch.rglob("*") if path.is_file() and not path.name.startswith(LOCK)]
 
 
 def again(path: RemotePath, monkeypatch) -> None:
@@ -245,7 +246,7 @@ def test_records_come_after_their_tars(listed, bucket, serial, monkeypatch):
 
     monkeypatch.setattr(RemotePath, "upload", upload)
     serial("landmarks")
-    for change in ((), ("--crop-size", 88)):  # a second time over older ones
+    for change in ((), ("--crop-size", 88, "--replace")):  # a second time over older ones
         uploads.clear()
         serial("shards", *change)
         names = [name for name in uploads if name.startswith(("train", "val", "test"))]

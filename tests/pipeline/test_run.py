@@ -96,6 +96,7 @@ def test_what_is_missing_is_made_again_and_nothing_else(chain, lipprep):
 
 def test_a_changed_parameter_is_named_and_remade(chain, lipprep):
     chain()
+    Path("shards/index.json").unlink()  # unfinished shards are what was wanted last
     lipprep("crops", "-j", 1, "--crop-size", 88)
     status = lipprep("status")
     assert "stale: crop_size 96 -> 88" in status.stdout
@@ -108,7 +109,7 @@ def test_a_changed_parameter_is_named_and_remade(chain, lipprep):
 
 def test_what_was_wanted_once_is_wanted_again(chain, lipprep):
     chain()
-    lipprep("shards", "-j", 1, "--codec", "npy", "--profile", "lrw2022")
+    lipprep("shards", "-j", 1, "--codec", "npy", "--profile", "lrw2022", "--replace")
     assert json.loads(lipprep("shards", "-j", 1, "--json").stdout)["chunks_made"] == 0
     assert load_index(Path("shards")).parameters["codec"] == "npy"
     assert load_index(Path("shards")).profile == "lrw2022"
@@ -257,7 +258,7 @@ def test_another_mean_face(chain, lipprep):
     chain()
     plain = digests()
     np.save("face.npy", mean_face() * 1.1)
-    lipprep("shards", "-j", 1, "--mean-face", "face.npy")
+    lipprep("shards", "-j", 1, "--mean-face", "face.npy", "--replace")
     assert digests() != plain
     assert np.allclose(load_index(Path("shards")).parameters["mean_face"], mean_face() * 1.1)
 
@@ -319,7 +320,7 @@ def test_from_a_fixed_box_to_aligned_crops_and_back(lipprep, corpus):
     lipprep("manifest", "lrw", corpus, "-o", "manifests/m.jsonl")
     lipprep("shards", "-j", 1, "--profile", "fixed", "--box", "70,120,112,112")
     assert "none of" not in lipprep("landmarks", "-j", 1).output
-    lipprep("shards", "-j", 1, "--profile", "lrw2021")
+    lipprep("shards", "-j", 1, "--profile", "lrw2021", "--replace")
     assert {s["mouth"].shape for s in samples().values()} == {(14, 96, 96)}
     assert "--box is for --profile fixed" in lipprep("shards", "--box", "0,0,64,64", code=1).stderr
 
@@ -414,8 +415,8 @@ def test_a_mean_face_can_be_left_again(chain, lipprep):
     chain()
     plain = digests()
     np.save("face.npy", mean_face() * 1.1)
-    lipprep("shards", "-j", 1, "--mean-face", "face.npy")
-    lipprep("shards", "-j", 1, "--mean-face", "published")
+    lipprep("shards", "-j", 1, "--mean-face", "face.npy", "--replace")
+    lipprep("shards", "-j", 1, "--mean-face", "published", "--replace")
     assert digests() == plain
 
 

@@ -23,7 +23,7 @@ def test_slices_give_the_same_bytes(whole, lipprep):
                 assert "shards are not there" in message and "missing" in message
     assert not Path("shards/index.json").exists()
     assert "12 clips planned = 12 ok" in lipprep("index").stdout
-    assert everything() == whole and not strays() and not list(Path().rglob(".lock-*"))
+    assert everything() == whole and not strays() and not list(Path().rglob(f"{lock.LOCK}-*"))
     assert "0 chunks made" in lipprep("shards", "-j", 1).stdout
 
 
@@ -45,7 +45,7 @@ def test_slices_of_another_number_would_make_the_same_chunks(listed, lipprep, mo
     folder = Path("work/m/landmarks")
 
     def parts() -> list[str]:
-        return sorted(path.name for path in folder.glob(".lock-*"))
+        return sorted(path.name for path in folder.glob(f"{lock.LOCK}-*"))
 
     with alone_in(folder, part=Slice(1, 4)):
         for flags in (["--slice", "1/8"], ["--slice", "1/4"], []):
@@ -55,7 +55,7 @@ def test_slices_of_another_number_would_make_the_same_chunks(listed, lipprep, mo
     with alone_in(folder, shared=True):
         assert "(one that reads there" in lipprep("landmarks", "-j", 1, code=1).stderr
     lipprep("landmarks", "-j", 1, "--slice", "1/8")
-    assert parts() == [".lock-1-of-4", ".lock-1-of-8", ".lock-2-of-4"]
+    assert parts() == [f"{lock.LOCK}-{part}" for part in ("1-of-4", "1-of-8", "2-of-4")]
     lipprep("landmarks", "-j", 1)
     assert parts() == []
 

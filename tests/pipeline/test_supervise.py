@@ -132,7 +132,7 @@ def test_videos_that_do_not_come_end_the_run_as_their_disk_is_to_blame(tmp_path,
         """Hang at the first video that is not given up."""
         (mine,) = jobs
         at = next(clip.key for clip in mine.clips if clip.key not in mine.condemned)
-        with Journal(mine.tar, mine.attempt) as journal:
+        with Journal(mine.tar, mine.attempt, mine.unfinished) as journal:
             journal.reading([at], None)
             journal._file.write(b"Timeout (0:11:00)!\n")
             journal.keep = True
@@ -212,7 +212,7 @@ def test_a_driver_killed_in_mid_run_costs_only_what_was_in_flight(chain, lipprep
 @POSIX
 def test_no_index_stands_over_old_and_new_shards(chain, lipprep, start):
     chain()
-    process = start("shards", "-j", 1, "--profile", "lrw2022")
+    process = start("shards", "-j", 1, "--profile", "lrw2022", "--replace")
 
     def new_ones() -> int:
         headers = [read_header(tar) for tar in Path("shards").glob("*.tar")]
@@ -231,8 +231,9 @@ def test_no_index_stands_over_old_and_new_shards(chain, lipprep, start):
 def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
     """Its unfinished tar may end anywhere, and its journal too."""
     chain()
-    folder = Path("work/m/landmarks")
-    tar = folder / "train-00000.tar"
+    scratch = Path("work/m/scratch/landmarks")
+    scratch.mkdir(parents=True, exist_ok=True)
+    tar = Path("work/m/landmarks/train-00000.tar")
     whole, lines = tar.read_bytes(), read_entries(tar)
     for tar_end, journal_end in ((0, 0), (-1, -1), (-1024 - len(whole) // 4, -1), (700, -40), (100, 10)):
         tar.with_suffix(".jsonl").unlink(missing_ok=True)
@@ -240,10 +241,10 @@ def test_what_a_killed_attempt_had_done_is_copied(chain, lipprep, tmp_path):
         journal = b"".join(
             json.dumps({"working": [e["key"]]}).encode() + b"\n" + json.dumps(e).encode() + b"\n" for e in lines
         )
-        (folder / ".train-00000.tar.abc.tmp").write_bytes(whole[: tar_end or None])
-        (folder / ".train-00000.journal.abc.tmp").write_bytes(journal[: journal_end or None])
-        (folder / ".train-00000.jsonl.1.tmp").write_text('{"lipprep_record": 3}\n')  # it died as it committed
-        assert len(attempts(tar)) == 1
+        (scratch / ".train-00000.tar.abc.tmp").write_bytes(whole[: tar_end or None])
+        (scratch / ".train-00000.journal.abc.tmp").write_bytes(journal[: journal_end or None])
+        (scratch / ".train-00000.jsonl.1.tmp").write_text('{"lipprep_record": 3}\n')  # it died as it committed
+        assert len(attempts(tar, scratch)) == 1
         figures = json.loads(lipprep("landmarks", "-j", 1, "--json").stdout)
         assert tar.read_bytes() == whole and not strays()
         assert figures["clips_made"] == len(lines)

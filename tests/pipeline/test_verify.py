@@ -428,7 +428,7 @@ def test_failed_clips_are_no_finding(data):
     np.save("face.npy", mean_face() * 1.1)
     command("landmarks", "-j", 1, "--max-failures", "100%")
     for flags in (["--mean-face", "face.npy"], ["--profile", "unaligned", "--codec", "npy"]):
-        command("shards", "-j", 1, "--max-failures", "100%", *flags)
+        command("shards", "-j", 1, "--max-failures", "100%", "--replace", *flags)
         assert found(Path("shards"), deep=True) == set()
         assert verify(Path("shards")).clips == 18
 
