@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from lipprep.io.errors import UserError
 from lipprep.pipeline.manifest import Manifest
 from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.records import Headers, add_counts, read_entries, root_class
-from lipprep.stages.atomic import write_text
+from lipprep.stages.atomic import check_own, write_text
 from lipprep.stages.failures import FAILURES
 from lipprep.stages.remote import RemotePath
 
@@ -114,6 +118,11 @@ def as_json(report: Report) -> dict:
 
 def keep_report(path: Path | RemotePath, manifest: Manifest, report: Report) -> None:
     """Write the accounts of a stage into the report of all data sets and stages (WORK/report.json)."""
+    try:
+        check_own(path, b'"lipprep_report"')
+    except UserError as error:  # what it would say stands in the records, too
+        tqdm.write(f"warning: no report is kept: {error}", file=sys.stderr)
+        return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         datasets = dict(kept["datasets"]) if kept.get("lipprep_report") == REPORT_VERSION else {}

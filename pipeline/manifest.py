@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from lipprep.io.errors import UserError
-from lipprep.stages.atomic import replacing
+from lipprep.stages.atomic import check_own, replacing
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import SPLITS, check_labels
 from lipprep.stages.untrusted import check_file, printable
@@ -147,7 +147,11 @@ def stretch(clip: Clip, fps: float) -> tuple[str, int]:
 
 
 def save_manifest(manifest: Manifest) -> None:
-    """Write the manifest atomically, its root relative to its folder where they share one."""
+    """Write the manifest atomically, its root relative to its folder where they share one.
+
+    Raises UserError where another file than a manifest has that name.
+    """
+    check_own(manifest.path, b'"lipprep_manifest"')
     header = {
         "lipprep_manifest": MANIFEST_VERSION,
         "root": _relative(manifest.root, manifest.path.resolve().parent),

@@ -24,7 +24,8 @@ from lipprep.stages.untrusted import check_file, printable
 CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")  # the stem of a chunk's files
 _MEMBERS = {"landmarks": ("landmarks.npy",), "crops": ("mouth.npy",), "shards": ("mouth.npy", "mouth.jpg")}
 _HEAD = 1 << 16  # bytes
-_EMPTY_TAR = 10_240  # bytes: that of a chunk all of whose clips failed holds nothing but zeros
+_BLOCK = tarfile.BLOCKSIZE
+_EMPTY_TAR = tarfile.RECORDSIZE  # bytes, all of them zero
 
 
 class Owner(NamedTuple):
@@ -60,24 +61,25 @@ def is_own_record(tar: Path | RemotePath, manifest: Manifest, stage: str, *, rep
 def is_own_tar(tar: Path | RemotePath, stage: str, keys: Collection[str] | None) -> bool:
     """Return whether a tar without a record is one that lipprep made of clips with `keys` (None: of any clips).
 
-    Runs that were killed between the removal of the old record and the new one's arrival leave such tars.
+    Runs that were killed between the removal of the old record and the new one's arrival leave such tars. The first
+    member tells.
     """
     try:
         with tar.open("rb") as file:
-            if not any(head := file.read(_HEAD)) and len(head) <= _EMPTY_TAR:
-                return True
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:") as members:
-                for member in members:
-                    key, _, extension = member.name.partition(".")
-                    plain = member.isreg() and not (member.mtime or member.uid or member.gid)
-                    if not plain or extension not in (*_MEMBERS[stage], "json"):
-                        return False
-                    if keys is None or key in keys:
-                        return True
-    except (OSError, tarfile.TarError, ValueError):
-        pass
-    return False
+            head = file.read(_HEAD)
+        if not any(head):  # that of a chunk all of whose clips failed
+            return 0 < len(head) <= _EMPTY_TAR
+        member = tarfile.TarInfo.frombuf(head[:_BLOCK], "utf-8", "surrogateescape")
+        if member.type == tarfile.GNUTYPE_LONGNAME and member.size < _HEAD - 2 * _BLOCK:
+            content = _BLOCK + -(-member.size // _BLOCK) * _BLOCK
+            name = head[_BLOCK : _BLOCK + member.size].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            member = tarfile.TarInfo.frombuf(head[content : content + _BLOCK], "utf-8", "surrogateescape")
+            member.name = name
+    except (OSError, tarfile.TarError):
+        return False
+    key, _, extension = member.name.partition(".")
+    plain = member.isreg() and not (member.mtime or member.uid or member.gid)
+    return plain and extension in _MEMBERS[stage] and (keys is None or key in keys)
 
 
 def strays(

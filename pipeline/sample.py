@@ -18,10 +18,12 @@ import numpy as np
 from lipprep.io.errors import UserError
 from lipprep.pipeline.talker import CANVAS, LOOKS, SIZE, VISEMES, speak
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.untrusted import is_file
 
 FPS, FRAMES = 25, 29  # LRW's
 NOISE = 2.0  # standard deviation, gray levels: as a camera's, and as dear to decode
 SHARES = {"train": 4 / 6, "val": 1 / 6, "test": 1 / 6}
+_CHANNEL = b"Channel: lipprep sample"  # in the .txt of each clip
 MIN_CLIPS = 30  # one clip of every word in every split
 
 # Words of LRW, spelt in visemes; "*" after one holds it twice as long.
@@ -54,6 +56,10 @@ def make_sample(out: Path, *, clips: int = 240, seed: int = 0, workers: int = 1)
     jobs = _shares(clips)
     if strangers := {*Path(out).rglob("*.mp4")} - {_video(Path(out), *job) for job in jobs}:
         raise UserError(f"{out} holds videos of another corpus (e.g. {min(strangers)}): name an empty folder")
+    for job in jobs:
+        video = _video(Path(out), *job)
+        if video.exists() and not (is_file(text := video.with_suffix(".txt")) and _CHANNEL in text.read_bytes()):
+            raise UserError(f"{video} is of another corpus, and is never replaced: name an empty folder")
     try:
         with pool(workers) as executor, tqdm(total=len(jobs), desc="sample", unit="clip") as bar:
             for _, done in run_all(executor, partial(_write, out.absolute(), seed), jobs, ahead=lambda: 2 * workers):
@@ -94,7 +100,7 @@ def write_clip(out: Path, seed: int, word: str, split: str, number: int) -> None
         _encode(file, frames)
     lines = (
         f"Disk reference: {rng.integers(10**18, 9 * 10**18)} ",
-        "Channel: lipprep sample ",
+        f"{_CHANNEL.decode()} ",
         "Program start: 2000-01-01 00:00:00 +0000 ",
         f"Clip start: {rng.uniform(0, 1800):.2f} seconds ",
         f"Duration: {duration:.2f} seconds ",

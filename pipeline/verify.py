@@ -21,8 +21,9 @@ from lipprep.io.errors import UserError
 from lipprep.pipeline.ahead import ahead
 from lipprep.pipeline.lock import alone_in
 from lipprep.pipeline.manifest import chunk_name
+from lipprep.pipeline.owned import CHUNK
 from lipprep.pipeline.verify_chunk import Chunk, Finding, Findings, read_chunk
-from lipprep.pipeline.verify_folder import CHUNK, Folder, list_folder, make_again
+from lipprep.pipeline.verify_folder import Folder, list_folder, make_again
 from lipprep.stages.lock import LOCK
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.shard.index import Index, Shard, index_text, parse_index, read_offsets
@@ -88,11 +89,8 @@ def _verify(folder: Folder, deep: bool, workers: int) -> Verified:
 
         find_duplicates(chunks.values(), findings)
         find_leakage([(_split(c.name, shards), c) for c in chunks.values()], findings)
-    if folder.leftovers:
-        notes.append(
-            f"{len(folder.leftovers)} unfinished files of runs that were stopped, or of one at work "
-            f"(e.g. {printable(folder.leftovers[0])})"
-        )
+    if foreign := [name for name in folder.foreign if name not in chunks]:
+        notes.append(f"{len(foreign)} tars are not lipprep's and were not read (e.g. {printable(foreign[0])})")
     read = [c for c in chunks.values() if c.bytes is not None]
     return Verified(
         folder=printable(folder.path),

@@ -1,6 +1,5 @@
 """What lies in a folder that is verified: tars, records, an index, and the stage that they are of."""
 
-import re
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lipprep.io.errors import UserError
+from lipprep.pipeline.owned import CHUNK, is_own_tar, record_owner
 from lipprep.pipeline.plan import STAGES
+from lipprep.pipeline.records import record_path
 from lipprep.pipeline.verify_chunk import read_record_header
 from lipprep.stages.remote import REQUESTS, RemotePath
-from lipprep.stages.shard.index import SPLITS
 from lipprep.stages.untrusted import printable
-
-CHUNK = re.compile(rf"({'|'.join(SPLITS)})-(\d{{5,}})")
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies in a folder, by name; `headers` are those of the sound records. Foreign tars are left alone.
+    """What lies in a folder of lipprep's, by name; `headers` are those of the sound records, `foreign` tars of others.
 
     `listed` has the sizes in bytes of what is in a store, all told at once.
     """
@@ -29,7 +27,7 @@ class Folder:
     tars: list[str]
     records: list[str]  # the tars that they are of
     headers: list[dict]
-    leftovers: list[str]
+    foreign: list[str]
     listed: Mapping[str, int] | None
 
     def size(self, name: str) -> int | None:
@@ -50,14 +48,14 @@ def list_folder(path: Path | RemotePath) -> Folder:
     if not (listed or path.is_dir()):
         raise UserError(f"there is no folder {printable(path)}: name the one that holds the shards")
     names = sorted(entry.name for entry in path.iterdir()) if listed is None else list(listed)
-    hidden = [n for n in names if n.startswith(".")]
     records = [f"{n[:-6]}.tar" for n in names if n.endswith(".jsonl") and CHUNK.fullmatch(n[:-6])]
-    tars = [n for n in names if n.endswith(".tar") and n not in hidden]
-    leftovers = [n for n in hidden if n.endswith(".tmp")]
-    if "index.json" not in names and not records and not any(CHUNK.fullmatch(n[:-4]) for n in tars):
-        tars = []
-    headers = [header for header in _headers(path, records) if header]
-    return Folder(path, _stage(path, names, headers), tars, records, headers, leftovers, listed)
+    headers = dict(zip(records, _headers(path, records), strict=True))
+    records = [n for n in records if headers[n] or record_owner(record_path(path / n)) is not None]
+    stage = _stage(path, names, [header for header in headers.values() if header])
+    alone = [n for n in names if n.endswith(".tar") and CHUNK.fullmatch(n[:-4]) and n not in records]
+    tars = [n for n in names if n in records or (n in alone and is_own_tar(path / n, stage, None))]
+    foreign = [n for n in names if n.endswith(".tar") and n not in tars]
+    return Folder(path, stage, tars, records, [header for header in headers.values() if header], foreign, listed)
 
 
 def _headers(path: Path | RemotePath, tars: list[str]) -> list[dict | None]:

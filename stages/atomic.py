@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from lipprep.io.errors import UserError
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.scratch import COPY, scratch
+from lipprep.stages.untrusted import is_file, printable
 
 _REMEDY = {
     errno.ENOSPC: "make room",
@@ -144,6 +146,17 @@ def replacing(path: Path | RemotePath, scratch_folder: Path | None = None) -> It
     finally:
         abandon(file)
         temporary.unlink(missing_ok=True)
+
+
+def check_own(path: Path | RemotePath, mark: bytes) -> None:
+    """Raise UserError where `path` is a file that lipprep did not make, whose first 4 KiB lack `mark`."""
+    path = place(path)
+    if not is_file(path):  # a folder, a pipe or nothing: to write tells
+        return
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start and mark not in start:
+        raise UserError(f"{printable(path)} is not lipprep's, and is never replaced: name another file, or move it")
 
 
 def write_text(path: Path | RemotePath, text: str, scratch_folder: Path | None = None) -> None:

@@ -23,7 +23,7 @@ from lipprep.pipeline.report.gather import FIGURES, Gathered, gather, summaries
 from lipprep.pipeline.report.pictures import FRAMES, Frames, draw_landmarks, picture_clips, thumbnail
 from lipprep.pipeline.suspicion import Suspect, rank
 from lipprep.pipeline.wanted import Wanted
-from lipprep.stages.atomic import replacing
+from lipprep.stages.atomic import check_own, replacing
 from lipprep.stages.failures import FAILURES
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.store import masked
@@ -97,6 +97,7 @@ def look(manifest: Manifest, layout: Layout, wanted: Wanted) -> Found:
 
 def write_page(out: Path | RemotePath, found: Found, *, named: Mapping, workers: int) -> int:
     """Write the page atomically; its size in bytes. `named` are the places as the user called them."""
+    check_own(out, b": data set report</title>")
     # A speaker's name may hold half of a surrogate pair, which no file can.
     page = render(found, named=named, workers=workers).encode("utf-8", "backslashreplace")
     with replacing(out) as file:
