@@ -14,6 +14,7 @@ from pathlib import Path
 from chaos_faults import Command, Ended, SmallDisk
 
 from lipprep.pipeline.records import read_header
+from lipprep.stages.lock import LOCK
 
 STAGES = ("landmarks", "crops", "shards")
 ORPHAN_SECONDS = 30  # how long a worker may outlive a driver that was killed
@@ -100,7 +101,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         p.name: "" if p.is_dir() or p.suffix == ".jsonl" else hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.glob("*"))
-        if p.name != ".lock"
+        if p.name != LOCK
     }
 
 
