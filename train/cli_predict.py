@@ -47,6 +47,7 @@ def _output(name: str, metavar: str, help: str):
 @_output("video", "FILE.mp4", "Write the video with words, confidence, faces and landmarks drawn in.")
 @_output("timeline", "FILE.png", "Draw words and confidence over time, and the mouth below.")
 @_output("subtitles", "FILE.srt|.vtt", "Write the words that are known as subtitles.")
+@click.option("--replace", is_flag=True, help="Replace a video, timeline or subtitles that are there already.")
 @DEVICE
 @click.option("--json", "as_json", is_flag=True, help="Print each window as a line of JSON.")
 def predict(
@@ -61,6 +62,7 @@ def predict(
     video: Path | None,
     timeline: Path | None,
     subtitles: Path | None,
+    replace: bool,
     device: str,
     as_json: bool,
 ) -> None:
@@ -84,7 +86,7 @@ def predict(
         from lipprep.train.videos import find_videos
 
         found = find_videos(videos)  # before torch is imported, which takes seconds
-        _check_outputs(outputs, found)
+        _check_outputs(outputs, found, replace=replace)
     else:
         from lipprep.train.camera import camera_frames, open_camera, read_camera
 
@@ -142,7 +144,7 @@ def _check_usage(videos: tuple, camera: int | None, seconds: float | None, outpu
             raise click.UsageError(f"{name} is made of a file: record the camera first, and give the recording.")
 
 
-def _check_outputs(outputs: Mapping[str, Path | None], found: Sequence) -> None:
+def _check_outputs(outputs: Mapping[str, Path | None], found: Sequence, *, replace: bool) -> None:
     """Raise ValueError or OSError where an output could not be written: told before hours of reading."""
     for name, path in outputs.items():
         if path is None:
@@ -153,6 +155,8 @@ def _check_outputs(outputs: Mapping[str, Path | None], found: Sequence) -> None:
             raise UserError(f"{name} {path} should end in {' or '.join(_ENDINGS[name])}, which says what it is")
         if str(path.resolve()) == str(Path(str(found[0])).resolve()):
             raise UserError(f"{name} {path} is the video that is read: name another file")
+        if path.exists() and not replace:
+            raise UserError(f"{name} {path} exists: add --replace to write it anew, or name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lipprep.io.errors import UserError
-from lipprep.stages.atomic import Output, replacing, temporary_path, temporary_paths, write_text
+from lipprep.stages.atomic import Output, check_own, replacing, temporary_path, temporary_paths, write_text
 from lipprep.stages.lock import LOCK, hold, holder_of
 from lipprep.stages.untrusted import printable, read_text
 from lipprep.train.metrics import warn
@@ -27,6 +27,7 @@ from lipprep.train.metrics import warn
 EMBEDDING, FAILURES = "embedding.json", "failures.jsonl"
 TABLE = ".parquet"
 _ROW_GROUP = 64 << 20  # bytes of features that are held until they are written together
+_UNFINISHED = "clip.npz"
 _MAX_ABOUT = 1 << 26  # bytes of an embedding.json, which has the labels in it
 
 
@@ -56,7 +57,9 @@ def check_out(out: Path, *, replace: bool) -> None:
             raise UserError(f"{shown} is a folder: name a file that ends in {TABLE}, or a folder of another name")
         if out.exists() and not replace:
             raise UserError(f"{shown} exists: add --replace to make it anew, or name another file")
-        _pyarrow()
+        _, parquet = _pyarrow()
+        if out.exists() and not _is_own_table(out, parquet):
+            raise UserError(f"{shown} is not lipprep's, and is never replaced: name another file, or move it")
     elif out.exists() and not out.is_dir():
         raise UserError(f"{shown} is a file: name a folder, for a file a clip, or one FILE{TABLE}")
     elif out.suffix and not out.exists():
@@ -94,8 +97,10 @@ def open_features(out: Path, about: Mapping[str, Any], *, replace: bool) -> "Ite
 
 def _settle(folder: Path, about: Mapping[str, Any], *, replace: bool) -> None:
     """Make a folder one of features that are made as `about` says, or raise ValueError where it is another."""
-    path = folder / EMBEDDING
-    if not path.exists() and (stranger := next(folder.rglob("*.npz"), None)) is not None:
+    path, failures = folder / EMBEDDING, folder / FAILURES
+    check_own(path, b'"lipprep_embedding"')
+    others = [failures] if failures.exists() else folder.rglob("*.npz")
+    if not path.exists() and (stranger := next(iter(others), None)) is not None:
         raise UserError(f"{folder} holds files of another kind, as {stranger.name}: name another folder")
     if path.exists() and replace:
         for clip in folder.rglob("*.npz"):
@@ -112,7 +117,7 @@ def _settle(folder: Path, about: Mapping[str, Any], *, replace: bool) -> None:
                 f"{folder} holds features that were made otherwise (see {', '.join(differing)} in {path.name} there): "
                 "name another folder, or make them anew with --replace"
             )
-    for left in folder.rglob(".*.npz.*.tmp"):  # of a run that was killed: the lock is ours
+    for left in folder.rglob(f".{_UNFINISHED}.*.tmp"):  # of a run that was killed: the lock is ours
         left.unlink()
     write_text(path, json.dumps(about, indent=1) + "\n")
 
@@ -130,8 +135,14 @@ class FeatureFolder:
         return [self.folder / EMBEDDING]
 
     def has(self, key: str, made_from: str) -> bool:
-        """Whether a clip's whole features, made from the same, are there already."""
-        there = _arrays(self.folder / f"{key}.npz")
+        """Return whether a clip's whole features, made from the same, are there already.
+
+        Raises UserError where another file has their name.
+        """
+        path = self.folder / f"{key}.npz"
+        there = _arrays(path)
+        if there and "made_from" not in there:
+            raise UserError(f"{printable(path)} is not lipprep's, and is never replaced: name another folder")
         data = there.get("data", np.empty(0))
         fits = data.shape[1:] == (self._about["channels"],) and data.dtype == self._about["dtype"]
         return fits and str(there.get("made_from")) == made_from
@@ -144,7 +155,7 @@ class FeatureFolder:
         path = self.folder / f"{clip.key}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not the clip's own name, which may be as long as a name can be: one process alone writes here.
-        temporary = temporary_path(path.with_name("clip.npz"), os.getpid())
+        temporary = temporary_path(path.with_name(_UNFINISHED), os.getpid())
         try:
             with io.BufferedWriter(Output(temporary)) as file:
                 np.savez(file, data=features_TC, fps=self._about["fps"], made_from=clip.made_from, **known)
@@ -244,6 +255,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays}
     except Exception:  # at a damaged one, its reader trips in any way
         return {}
+
+
+def _is_own_table(path: Path, parquet: Any) -> bool:
+    try:
+        return b"lipprep_embedding" in (parquet.read_schema(path).metadata or {})
+    except Exception:  # at what is no table, its reader trips in any way
+        return False
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from lipprep.io.errors import UserError
-from lipprep.stages.atomic import write_text
+from lipprep.stages.atomic import check_own, write_text
 from lipprep.stages.lock import LOCK, hold
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import Index, load_index
@@ -223,6 +223,8 @@ def evaluate(
     index = load_index(shards)
     for member in members:
         member.check_fits(index)
+    folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}{'-ensemble' if others else ''}"
+    _check_folder(folder)
     kept = open_cache(shards, index.split(split), folder=cache, size=cache_size)
     batches = ShardBatches(shards, index, split, cache=kept, skip_damaged=skip_corrupt)
     wanted = read_groups(groups, index.labels) if groups else None
@@ -238,11 +240,9 @@ def evaluate(
     scores_NC = together([own.logits for own in answers], for_told(answers, calibrations))
 
     if others:
-        folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}-ensemble"
         figures = [_figures([own], [calibration]) for own, calibration in zip(answers, calibrations, strict=True)]
         about = {"members": [member.about() | own for member, own in zip(members, figures, strict=True)]}
     else:
-        folder = Path(out) if out else members[0].path.parent / f"evaluate-{split}"
         about = members[0].about()
     results = {
         **about,
@@ -265,6 +265,14 @@ def evaluate(
     confusion_CC = confusion(scores_NC.argmax(axis=1), labels_N, words=len(index.labels))
     write_confusion(confusion_CC, index.labels, folder, title=f"{index.dataset}, {split}{told}")
     return results
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where tables or picture would replace files in `folder` that no evaluation made."""
+    results = folder / "results.json"
+    check_own(results, b'"checkpoint": ')
+    if not results.exists() and (there := [name for name in CONFUSION_FILES if (folder / name).exists()]):
+        raise UserError(f"{printable(folder / there[0])} is not lipprep's, and is never replaced: name another folder")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ Shapes: B clips, N clips of a whole split, T frames, S side of a crop in pixels,
 import contextlib
 import hashlib
 import math
+import re
 import signal
 import threading
 import time
@@ -100,12 +101,16 @@ def train(
         return _train(work, work.step(), run, skip_corrupt=skip_corrupt, trace=trace)
 
 
+_CHECKPOINT = re.compile(r"\.(last|best|step-\d+)\.pt\.[0-9a-f]+\.tmp")  # unfinished
+
+
 def _train(work: Work, step: Step, run: Path, *, skip_corrupt: bool, trace: bool) -> Outcome:
     config, index, total, per_epoch, ranks = work.config, work.index, work.total, work.per_epoch, work.ranks
     if ranks.main:
         save_config(config, run / CONFIG)
         for left in run.glob(".*.pt.*.tmp"):  # by a run that was killed while it saved
-            left.unlink(missing_ok=True)
+            if _CHECKPOINT.match(left.name):
+                left.unlink(missing_ok=True)
         if work.done == 0:
             step.show = lambda batch, labels: draw_batch(batch, labels, list(index.labels), run / FIRST_BATCH)
     reading = {"workers": config.resolved["workers"], "pin_memory": work.device.type == "cuda"}

@@ -62,6 +62,7 @@ def test_the_table_has_utterances_and_outputs_are_written(model, video, tmp_path
 
 def test_what_does_not_go_together_or_cannot_be_written(model, video, tmp_path):
     (tmp_path / "file").touch()
+    (tmp_path / "mine.srt").write_text("my words")
     for args, message in [
         ([], "Name a video, a folder of them or a URL, or a camera: --camera 0"),
         ([video, "--camera", 0], "not both"),
@@ -71,13 +72,15 @@ def test_what_does_not_go_together_or_cannot_be_written(model, video, tmp_path):
         ([video, video, "--timeline", tmp_path / "o.png"], "is one file, of one video, but there are 2"),
         ([video, "--video", tmp_path / "o.avi"], "should end in .mp4"),
         ([video, "--video", video], "is the video that is read"),
+        ([video, "--subtitles", tmp_path / "mine.srt"], "mine.srt exists: add --replace"),
         ([video, "--timeline", tmp_path / "file" / "o.png"], "file"),
         ([video, "--timeline", tmp_path], "is a directory"),
     ]:
         result = CliRunner().invoke(main, ["predict", *map(str, [*args, *model])])
         assert result.exit_code in (1, 2) and message in result.output, result.output
         assert "Traceback" not in result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine.srt"]
+    assert (tmp_path / "mine.srt").read_text() == "my words"
 
 
 def test_ctrl_c_promises_nothing_that_is_kept(model, video, monkeypatch):

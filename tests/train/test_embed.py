@@ -224,9 +224,9 @@ def test_a_clip_whose_name_no_file_can_have_fails_alone(other_run, trained_run, 
     assert "too long" in (tmp_path / "g" / "failures.jsonl").read_text()
 
 
-def test_a_table_of_failures_alone_replaces_an_older_one(trained_run, tmp_path):
+def test_a_table_of_failures_alone_replaces_an_older_one(trained_run, film, tmp_path):
     (tmp_path / "v.mp4").write_text("no video")
-    (tmp_path / "t.parquet").write_text("an older one")
+    call(film, "--checkpoint", trained_run, "-o", tmp_path / "t.parquet")
     call(tmp_path / "v.mp4", "--checkpoint", trained_run, "-o", tmp_path / "t.parquet", "--replace", code=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.failures.jsonl", "v.mp4"]
 
