@@ -34,9 +34,9 @@ HOST = "127.0.0.1"
 
 
 def claim(port: int) -> socket.socket:
-    """A socket that listens on `port` of this machine's own address; 0 stands for a free one.
+    """Return a socket that listens on `port` of this machine's own address; 0 stands for a free one.
 
-    Raises ValueError where the port cannot be had, or Gradio is missing.
+    Raises UserError where the port cannot be had, or Gradio is missing.
     """
     if find_spec("gradio") is None:
         raise UserError('the page needs Gradio, which is missing: pip install "lipprep[demo]"')

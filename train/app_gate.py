@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,8 +30,8 @@ from lipprep.stages.untrusted import printable
 MAX_BYTES = 200 << 20  # of a video
 MAX_KEPT = 3 * MAX_BYTES  # of all videos that wait, are read or are on their way
 _MAX_FORM = 64 << 10  # bytes of a request beside its video
-_TO_ASK = 60  # seconds until a video goes that nobody has asked to be read: the page asks at once
-_TO_READ = 600  # seconds until one goes whose reading has not begun: its page was closed
+TO_ASK = 60  # seconds until a video goes that nobody has asked to be read: the page asks at once
+TO_READ = 600  # seconds until one goes whose reading has not begun: its page was closed
 
 # A forwarded port has another number on its other side, so that any will do.
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.ASCII)
@@ -97,8 +97,6 @@ class Gate:
             await self._answer(scope, receive, tell)
         except ClientDisconnect:
             pass
-        except HTTPException as error:  # of a form that is none
-            await _refuse(error.status_code, error.detail)(scope, receive, send)
         except Exception as error:
             if not begun:  # the other answers that Gradio begins, those to who waits for a reading, tell their error
                 where, what = scope["path"][:100], f"{type(error).__name__}: {error}"[:200]
@@ -145,8 +143,10 @@ class Gate:
             return _refuse(503, "Too many videos wait to be read. Try again in a while.")
         self._coming += size
         try:
-            async with asyncio.timeout(_TO_READ), request.form(max_files=1, max_fields=0) as form:
+            async with asyncio.timeout(TO_READ), request.form(max_files=1, max_fields=0) as form:
                 return await self._keep(form)
+        except HTTPException as error:  # it is no form
+            return _refuse(error.status_code, error.detail)
         except TimeoutError:
             return _refuse(408, "It took too long to come.")
         except OSError as error:
@@ -168,7 +168,7 @@ class Gate:
             self._drop(str(path))
             raise
         self._kept[str(path)] = _Kept(given.size)
-        self._later(_TO_ASK, "given", str(path))
+        self._later(TO_ASK, "given", str(path))
         return JSONResponse([str(path)])
 
     async def _join(self, request: Request, send: Send) -> None:
@@ -189,7 +189,7 @@ class Gate:
                     self._drop(path)
             return await _refuse(400, "This is no video that waits to be read.")(request.scope, request.receive, send)
         path, kept.state = asked.data[0].path, "asked"
-        self._later(_TO_READ, "asked", path)
+        self._later(TO_READ, "asked", path)
         # Nothing else of the request goes on.
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         body = msgspec.json.encode({"data": [file], "fn_index": asked.fn_index, "session_hash": asked.session_hash})
@@ -200,7 +200,11 @@ class Gate:
             return next(messages, None) or await request.receive()
 
         more = (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))
-        await self._pass(request.scope, receive, send, b"", *more)
+        try:
+            await self._pass(request.scope, receive, send, b"", *more)
+        except Exception:
+            self._drop(path)
+            raise
 
     def _later(self, seconds: float, state: str, path: str) -> None:
         def drop() -> None:
@@ -214,5 +218,5 @@ class Gate:
         self._kept.pop(path, None)
 
 
-def _refuse(status: int, why: str) -> Callable:
+def _refuse(status: int, why: str) -> Response:
     return PlainTextResponse(why, status)

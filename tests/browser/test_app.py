@@ -125,6 +125,22 @@ def test_a_phone_shows_the_whole_page(page, url, spoken_clip):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_a_page_of_another_site_gives_nothing(page, url, temporary, faults):
+    """Not even blindly, as a form or an image of another site asks."""
+    page.goto(url.replace("127.0.0.1", "localhost"))  # to a browser, another site
+    send = """async (url) => {
+        const form = new FormData();
+        form.append("files", new File(["evil"], "evil.mp4"));
+        await fetch(url + "/gradio_api/upload", { method: "POST", mode: "no-cors", body: form });
+        const body = JSON.stringify({ data: [{ path: "/etc/hostname" }], fn_index: 0, session_hash: "evil" });
+        await fetch(url + "/gradio_api/queue/join", { method: "POST", mode: "no-cors", body });
+    }"""
+    page.evaluate(send, url)
+    assert not [path for path in temporary.rglob("*") if path.is_file()]
+    assert len(faults) == 2 and all("403" in fault for fault in faults)
+    faults.clear()
+
+
 def test_a_port_in_use_is_told(url, untrained):
     port = url.rpartition(":")[2]
     done = subprocess.run(

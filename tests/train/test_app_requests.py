@@ -131,7 +131,6 @@ PATHS = [
     "http://169.254.169.254/latest",
     "data:video/mp4;base64,AAAA",
     "pipe:0",
-    "/dev/zero",
     "{home}/diary.mp4\0",
     "\0",
     "\ud800",
