@@ -77,7 +77,7 @@ test-browser: $(SETUP)  ## run the tests in a real browser, Chromium
 	    echo "Or name one: make test-browser PLAYWRIGHT_CHROMIUM=/path/to/chromium" >&2; \
 	    exit 1; \
 	  fi; }
-	$(PIP) install -q -c constraints.txt playwright gradio
+	$(PIP) install -q -c constraints.txt playwright
 	@mkdir -p build
 	@HYPOTHESIS_STORAGE_DIRECTORY=build/hypothesis $(BIN)/python -m pytest -q --basetemp=build/tests-browser -m browser $(ARGS)
 

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parent / "golden"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 sys.path.append(str(Path(__file__).parent))
-pytest_plugins = ["forks", "remote", "traps"]
+pytest_plugins = ["demo_page", "forks", "remote", "traps"]
 
 
 @pytest.fixture(scope="session")

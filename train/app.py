@@ -1,8 +1,8 @@
 """The server of `lipprep demo-app`: one page on this machine's own address, and nothing that leaves it.
 
 Gradio makes the page. What it would tell others of is turned off: analytics, its look for a newer version, share
-links, its record of earlier runs, fonts from a network. It is not launched but mounted, since its own launch asks for
-pages through the proxies of the environment.
+links, its record of earlier runs, fonts from a network. It is launched, not mounted, since it checks the paths of files
+only then; before it stands the gate of `app_gate`.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import errno
 import os
 import socket
 import tempfile
+import threading
+from collections.abc import AsyncIterator
 from functools import partial
 from html import escape
 from importlib.util import find_spec
@@ -18,98 +20,125 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lipprep.io.errors import UserError
+from lipprep.io.errors import UserError, log_internal_error
 from lipprep.stages.untrusted import printable
 
 if TYPE_CHECKING:
     import gradio
+    from starlette.applications import Starlette
 
+    from lipprep.train.app_gate import Gate
     from lipprep.train.predict import Reader
 
 HOST = "127.0.0.1"
-MAX_BYTES = 200 << 20  # of a file that is dropped on the page
-_SWEEP = 600  # seconds after which files are removed that no reading has removed: of a page that was closed
 
 
 def claim(port: int) -> socket.socket:
-    """A socket that listens on `port` of this machine's own address; 0 stands for a free one.
+    """Return a socket that listens on `port` of this machine's own address; 0 stands for a free one.
 
-    Raises ValueError where the port cannot be had, or Gradio is missing.
+    Raises UserError where the port cannot be had, or Gradio is missing.
     """
     if find_spec("gradio") is None:
         raise UserError('the page needs Gradio, which is missing: pip install "lipprep[demo]"')
     try:
         return socket.create_server((HOST, port))
     except OSError as error:
-        used = error.errno == errno.EADDRINUSE
-        reason = "in use, perhaps by a demo-app that still runs" if used else os.strerror(error.errno)
-        raise UserError(
-            f"port {port} of {HOST}: {reason}. Name another with --port, or take a free one with --port 0"
-        ) from error
+        raise _unusable(port, error) from error
+
+
+def _unusable(port: int, error: OSError) -> UserError:
+    used = error.errno in (errno.EADDRINUSE, None)  # Gradio gives its own error no number
+    reason = "in use, perhaps by a demo-app that still runs" if used else os.strerror(error.errno)
+    return UserError(f"port {port} of {HOST}: {reason}. Name another with --port, or take a free one with --port 0")
 
 
 def serve(reader: "Reader", listening: socket.socket, *, name: str) -> None:
-    """Serve the page that reads with `reader`, called `name` there, until Ctrl-C or SIGTERM."""
-    with tempfile.TemporaryDirectory(prefix="lipprep-demo-") as uploads:
-        # Read at the import.
-        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        import gradio
-        import uvicorn
-        from fastapi import FastAPI
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    """Serve the page that reads with `reader`, called `name` there, until Ctrl-C or SIGTERM.
 
-        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        # A page of another site could call itself by a name that it lets point here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-        gradio.mount_gradio_app(
-            app,
-            _page(reader, name),
-            path="/",
-            css=_CSS,
-            theme=gradio.themes.Default(
-                primary_hue="blue",
-                neutral_hue="gray",
-                font=["system-ui", "sans-serif"],
-                font_mono=["ui-monospace", "monospace"],
-            ),
-            max_file_size=MAX_BYTES,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            show_error=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-        )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    `listening` has held the port so far, and is closed. Raises UserError where another program takes the port then.
+    """
+    with tempfile.TemporaryDirectory(prefix="lipprep-demo-") as temporary:
+        folder = Path(temporary).resolve()
+        _settle(folder)
+        import gradio
+
+        from lipprep.train.app_gate import MAX_BYTES, Gate
+
+        gate = Gate(folder)
+        page = _page(reader, name, gate)
+
+        @contextlib.asynccontextmanager
+        async def gated(app: "Starlette") -> AsyncIterator[None]:
+            gate.app, app.middleware_stack = app.middleware_stack, gate  # outermost, before the first request
+            yield
+
         port = listening.getsockname()[1]
+        listening.close()  # Gradio opens it anew
+        try:
+            page.launch(
+                app_kwargs={"lifespan": gated, "openapi_url": None},
+                server_name=HOST,
+                server_port=port,
+                prevent_thread_lock=True,
+                css=_CSS,
+                theme=gradio.themes.Default(
+                    primary_hue="blue",
+                    neutral_hue="gray",
+                    font=["system-ui", "sans-serif"],
+                    font_mono=["ui-monospace", "monospace"],
+                ),
+                max_file_size=MAX_BYTES,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                show_error=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                share=False,
+                inline=False,
+                quiet=True,
+            )
+        except OSError as error:
+            raise _unusable(port, error) from error
         click.echo(
             f"http://{HOST}:{port} reads videos with {printable(name)}. Only this machine can reach it; Ctrl-C ends it."
         )
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listening])
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
+        finally:
+            page.close(verbose=False)
 
 
-def _page(reader: "Reader", name: str) -> "gradio.Blocks":
+def _settle(folder: Path) -> None:
+    """Set what Gradio reads of the environment at its import: `folder` for its files, and nobody who is told of it."""
+    for setting in [name for name in os.environ if name.startswith("GRADIO_")]:
+        del os.environ[setting]  # they share the page, open folders, and serve under another name
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}  # it asks itself for its page
+
+
+def _page(reader: "Reader", name: str, gate: "Gate") -> "gradio.Blocks":
     import gradio
 
-    def read(path: str | None, name: str | None = None) -> tuple[None, str]:
+    def read(path: str, name: str | None = None) -> tuple[None, str]:
         from lipprep.train.app_page import problem, show
 
-        if path is None:
-            return None, ""
-        video = Path(path)
-        name = name or video.name
+        name = name or Path(path).name
         try:
-            return None, show(reader, video, name=name)
+            with gate.reading(path) as video:
+                return None, show(reader, video, name=name)
         except (UserError, OSError) as error:
-            return None, problem(name, str(error).replace(str(video), "it"))
-        finally:
-            video.unlink(missing_ok=True)
+            return None, problem(name, str(error).replace(path, "it"))
+        except Exception as error:
+            log = log_internal_error(error, "lipprep demo-app")
+            return None, problem(name, f"a fault in lipprep, not in your video: report it with the traceback in {log}")
 
-    with gradio.Blocks(
-        title="lipprep", fill_width=True, analytics_enabled=False, delete_cache=(_SWEEP, _SWEEP)
-    ) as page:
+    def path_of(payload: "gradio.FileData | None") -> str | None:
+        return payload and payload.path
+
+    with gradio.Blocks(title="lipprep", fill_width=True, analytics_enabled=False) as page:
         header = _HEADER.format(words=len(reader.labels), name=escape(printable(name)))
         gradio.HTML(header, apply_default_css=False)
         with gradio.Row():
@@ -118,10 +147,10 @@ def _page(reader: "Reader", name: str) -> "gradio.Blocks":
                     file = gradio.File(label="A video of someone speaking", file_types=None, height=180)
                 with gradio.Tab("Camera"):
                     camera = gradio.Video(sources=["webcam"], label="Say one word")
-                    # Gradio would mirror the video and cut out the sound, which there is none of, with ffmpeg.
-                    camera.preprocess = lambda payload: payload and payload.path
             with gradio.Column(scale=5, min_width=280):
                 shown = gradio.HTML(_EMPTY, apply_default_css=False)
+        # Gradio would leave an empty file of each file, and mirror a recording and cut out its sound with ffmpeg.
+        file.preprocess = camera.preprocess = path_of
         one_at_a_time = {"concurrency_id": "reader", "api_visibility": "private"}
         file.upload(read, file, [file, shown], **one_at_a_time)
         recorded = partial(read, name="Your recording")
