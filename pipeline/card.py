@@ -23,7 +23,7 @@ from lipprep.stages.shard.index import SPLITS, Index, Shard
 from lipprep.stages.untrusted import printable, read_text
 
 CARD = "README.md"
-_VERSION = 1  # raised when cards say something else of the same shards
+_VERSION = 2  # raised when cards say something else of the same shards
 _MARK = "<!-- lipprep card"
 _MAX_CARD = 1 << 20  # bytes
 _MAX_LICENCE = 200  # characters
@@ -34,6 +34,18 @@ _LICENCES = (
     "apache-2.0", "cc-by-4.0", "cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-sa-4.0",
     "cc0-1.0", "mit", "odbl", "odc-by", "pddl",
 )  # fmt: skip
+# The fields of KEY.json and their types as Hugging Face's `datasets` names them: it would guess them from the first
+# clips, and fail where a field is null in these and not in later ones.
+_FIELDS = {
+    "label": "int64",
+    "word": "string",
+    "word_start": "float64",
+    "word_end": "float64",
+    "duration": "float64",
+    "speaker": "string",
+    "num_frames": "int64",
+    "split": "string",
+}
 # What is told of the clips, as far as their records have it.
 _FIGURES = {
     "num_frames": "frames",
@@ -158,7 +170,7 @@ def card_text(index: Index, manifest: Manifest, tally: Tally, *, licence: str | 
     return "\n\n".join(parts) + "\n"
 
 
-_JSON = "`label`, `word`, `word_start`, `word_end`, `duration`, `speaker`, `num_frames`, `split`; null is not known"
+_JSON = ", ".join(f"`{name}`" for name in _FIELDS) + "; null is not known"
 _RECORDS = (
     "a record beside each shard: what its clips were made from, their figures, and why others failed. Nothing that "
     "reads the clips needs it. Its messages may name the folders of videos: to publish the shards, leave it out"
@@ -189,7 +201,20 @@ def _front(index: Index, clips: int, licence: str | None) -> str:
     }
     files = [{"split": split, "path": f"{split}-*.tar"} for split in _splits(index)]
     about["configs"] = [{"config_name": "default", "data_files": files}]
+    about["dataset_info"] = {"features": _features(index)}
     return f"---\n{yaml.safe_dump(about, sort_keys=False, allow_unicode=True, width=1000)}---\n"
+
+
+def _features(index: Index) -> list[dict]:
+    """Return the columns that Hugging Face's `datasets` loads: the members of a clip, its key and its shard."""
+    size, member = index.crop_size, _member(index)
+    mouth = "image" if member == "mouth.jpg" else {"array3_d": {"shape": [None, size, size], "dtype": "uint8"}}
+    return [
+        {"name": member, "dtype": mouth},
+        {"name": "json", "struct": [{"name": name, "dtype": kind} for name, kind in _FIELDS.items()]},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
 
 
 def _is_lrw(index: Index) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ import click
 
 from lipprep.command import Command, Number, Place
 from lipprep.io.errors import UserError
+from lipprep.pipeline.cli_splits import SPEAKER_FROM, SPLIT_BY, tell_splits
 from lipprep.pipeline.options import FROM, JSON, LISTING, WORKERS, cores, options, words_of
 from lipprep.stages.remote import RemotePath
 
 if TYPE_CHECKING:
     from lipprep.pipeline.captions.choose import Account, Choice, Spoken
-    from lipprep.pipeline.manifest import Manifest
 
 _NAMED = 8  # files of a kind that are named; --json names all
 _SECONDS = Number(min=0)
@@ -63,12 +63,6 @@ CHOICE = options(
         metavar="PX",
         help="Least distance of the outer eye corners, pixels, of the largest face (decodes videos).",
     ),
-    click.option(
-        "--speaker-from",
-        metavar="folder|CSV|REGEX",
-        help="Whose videos stay in one split: the first folder below ROOT, a .csv with the columns video and speaker, "
-        "or a regular expression of which the first group is found in the path.",
-    ),
 )
 
 
@@ -77,6 +71,8 @@ CHOICE = options(
 @LISTING
 @TIMINGS
 @CHOICE
+@SPEAKER_FROM
+@SPLIT_BY
 @WORKERS
 @JSON
 def captions(
@@ -87,6 +83,8 @@ def captions(
     labels: Path | None,
     chunk_size: int,
     seed: int,
+    speaker_from: str | None,
+    split_by: str | None,
     as_json: bool,
     **how,
 ) -> None:
@@ -94,7 +92,7 @@ def captions(
 
     Timings are WebVTT with times for words (automatic captions), TextGrid, GRID's .align, CTM, JSON of Gentle,
     WhisperX, Whisper and Montreal Forced Aligner, and roughly SRT and plain WebVTT: talk.mp4 with talk.en.vtt. No
-    speaker and no video is in two splits.
+    video is in two splits, and no speaker where --speaker-from names three.
 
     \b
     Example:
@@ -102,9 +100,10 @@ def captions(
     """
     from lipprep.pipeline.captions.choose import Account, Choice, said
     from lipprep.pipeline.captions.match import speakers_of
-    from lipprep.pipeline.captions.split import draw, groups, same_files
+    from lipprep.pipeline.cli_manifest import tell_listed
     from lipprep.pipeline.manifest import save_manifest
     from lipprep.pipeline.sources import make_manifest, read_labels, relative_to, window
+    from lipprep.pipeline.splits import draw_splits, same_files, shared_speakers
 
     folder = how["timings"] or root
     for there in (root, folder):
@@ -117,21 +116,15 @@ def captions(
         raise UserError("--min-duration is more than --max-duration: no word has both")
     account = Account()
     matches = _matches(root, folder, how["lang"], account)
-    speakers = speakers_of(matches.timings, how["speaker_from"])
+    speakers = speakers_of(matches.timings, speaker_from)
     spoken = _spoken(root, folder, matches, choice, account, out=out, **how)
     if not spoken:
         _tell_notes(account.notes)
         raise UserError(f"no word is left for a manifest. {said(account, 0)}")
-    clips = Counter(one.video for one in spoken)
-    same = same_files(root, clips)
-    group_of = groups(clips, speakers, same)
-    split = draw(clips, group_of, seed)
-    rows = [
-        window(o.video, o.word, o.start, o.end, split=split[o.video], speaker=speakers.get(o.video), rough=o.rough)
-        for o in spoken
-    ]
-    if base is not None:
-        rows = relative_to(base, root, rows)
+    same = same_files(root, {one.video for one in spoken})
+    listed = [window(o.video, o.word, o.start, o.end, speaker=speakers.get(o.video), rough=o.rough) for o in spoken]
+    drawn = draw_splits(listed, seed=seed, by=split_by or "speaker", same=same)
+    rows = drawn.rows if base is None else relative_to(base, root, drawn.rows)
     made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
     save_manifest(made)
     absent = sorted((choice.wanted or set()) - {one.word for one in spoken})
@@ -144,7 +137,9 @@ def captions(
             "labels": len(made.labels),
             "splits": Counter(c.split for c in made.clips),
             "words_without_clips": absent,
-            "groups": len(set(group_of.values())),
+            "split_by": drawn.by,
+            "groups": drawn.groups,
+            "speakers_in_several_splits": sorted(shared_speakers(drawn.rows)),
             "same_files": same,
             "videos_without_timings": matches.untimed,
             "timings_without_video": matches.orphans,
@@ -155,11 +150,13 @@ def captions(
         return
     _tell_files(account, matches, same)
     _tell_notes(account.notes)
-    _tell_choice(account, choice, how, speakers, clips)
+    if choice.min_confidence is not None and not account.confident:
+        click.echo("warning: --min-confidence does nothing: no file has confidences", err=True)
     if absent:
         click.echo(f"{len(absent)} words that are asked for have no clip: {_some(absent)}", err=True)
     click.echo(said(account, len(made.clips)))
-    _tell_made(made, group_of)
+    tell_listed(made)
+    tell_splits(listed, drawn, split_by=split_by, speaker_from=speaker_from)
 
 
 def _wanted(words: set[str] | None, labels: Sequence[str] | None, case: str) -> set[str] | None:
@@ -258,36 +255,3 @@ def _tell_notes(notes: Sequence[tuple[str, str]]) -> None:
         click.echo(printable(message if file in message else f"{file}: {message}"), err=True)
     if len(notes) > _NAMED:
         click.echo(f"{len(notes) - _NAMED} more files of which something is to be said (--json names all)", err=True)
-
-
-def _tell_choice(
-    account: "Account", choice: "Choice", how: Mapping, speakers: Mapping[str, str], clips: Mapping[str, int]
-) -> None:
-    """Say what was asked for and did nothing."""
-    if choice.min_confidence is not None and not account.confident:
-        click.echo("warning: --min-confidence does nothing: no file has confidences", err=True)
-    nameless = [video for video in clips if video not in speakers]
-    if how["speaker_from"] and nameless:
-        click.echo(
-            f"warning: {len(nameless)} videos have no speaker after --speaker-from, and each counts as one of its own: "
-            f"{_some(nameless)}",
-            err=True,
-        )
-
-
-def _tell_made(made: "Manifest", group_of: Mapping[str, str]) -> None:
-    from lipprep.pipeline.cli_manifest import tell_listed
-
-    tell_listed(made)
-    if (drawn := len(set(group_of.values()))) < 3:
-        click.echo(
-            "warning: all clips are for training, as three splits need three videos at least that have nothing in "
-            f"common, speakers among it: there are {drawn}",
-            err=True,
-        )
-    elif untaught := {c.word for c in made.clips} - {c.word for c in made.clips if c.split == "train"}:
-        click.echo(
-            f"warning: {len(untaught)} words have no clip in train ({_some(sorted(untaught))}): with --min-clips or "
-            "another --seed there may be fewer",
-            err=True,
-        )

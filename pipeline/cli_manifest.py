@@ -12,6 +12,7 @@ import click
 from lipprep.command import CONTEXT, Command, Place
 from lipprep.io.errors import UserError
 from lipprep.pipeline.cli_captions import captions
+from lipprep.pipeline.cli_splits import SPEAKER_FROM, SPLIT_BY, tell_splits
 from lipprep.pipeline.options import (
     FILE,
     FROM,
@@ -61,11 +62,14 @@ def _make(
     labels: Path | None,
     chunk_size: int,
     seed: int,
+    split_by: str | None = None,
+    speaker_from: str | None = None,
 ) -> None:
     from tqdm import tqdm
 
     from lipprep.pipeline.manifest import save_manifest
     from lipprep.pipeline.sources import make_manifest, read_labels, relative_to
+    from lipprep.pipeline.splits import draw_splits
 
     if not root.is_dir():
         raise UserError(f"there is no folder {root}")
@@ -76,9 +80,11 @@ def _make(
         raise UserError(f"no clip of the words {', '.join(sorted(absent)[:8])} was found below {root}")
     if base is not None:
         rows = relative_to(base, root, rows)
-    made = make_manifest(out, rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
+    drawn = draw_splits(rows, seed=seed, by=split_by or "speaker")
+    made = make_manifest(out, drawn.rows, root=base or root, labels=known, seed=seed, chunk_size=chunk_size)
     save_manifest(made)
     tell_listed(made)
+    tell_splits(rows, drawn, split_by=split_by, speaker_from=speaker_from)
     if timeless := sum(c.duration is None for c in made.clips):
         click.echo(f"{timeless} clips have no word duration: they are trained on at full length", err=True)
 
@@ -101,16 +107,33 @@ def manifest_lrw(root: Path, **how) -> None:
 @manifest.command("folders", cls=Command)
 @FROM
 @LISTING
-def manifest_folders(root: Path, **how) -> None:
+@SPEAKER_FROM
+@SPLIT_BY
+def manifest_folders(root: Path, speaker_from: str | None, **how) -> None:
     """ROOT/word/{train,val,test}/video.mp4, or ROOT/word/video.mp4 with a drawn split.
 
     \b
     Example:
       lipprep manifest folders recordings -o manifests/mine.jsonl
+      lipprep manifest folders recordings -o manifests/mine.jsonl --speaker-from '/(anna|ben|cem)_'
     """
+    import msgspec
+
+    from lipprep.pipeline.captions.match import speakers_of
     from lipprep.pipeline.sources import folders
 
-    _make(lambda chosen: folders(root, chosen), root=root, **how)
+    if speaker_from == "folder":
+        raise UserError(
+            "--speaker-from folder takes the first folder below ROOT, which is the word here: name a .csv, or a "
+            "regular expression whose first group is the speaker"
+        )
+
+    def rows_of(chosen: set[str] | None) -> Iterable["Row"]:
+        rows = list(folders(root, chosen))
+        speakers = speakers_of((row.video for row in rows), speaker_from)
+        return (msgspec.structs.replace(row, speaker=speakers.get(row.video)) for row in rows)
+
+    _make(rows_of, root=root, speaker_from=speaker_from, **how)
 
 
 @manifest.command("grid", cls=Command)
@@ -120,6 +143,8 @@ def manifest_folders(root: Path, **how) -> None:
 def manifest_grid(root: Path, unseen_speakers: str, **how) -> None:
     """ROOT/video/SPEAKER/CODE.mpg with ROOT/align/SPEAKER/CODE.align: a window a word (GRID).
 
+    Splits are drawn by sentence, as GRID's benchmark does: each speaker is in all three.
+
     \b
     Example:
       lipprep manifest grid data/grid -o manifests/grid.jsonl --unseen-speakers s2,s3
@@ -127,16 +152,17 @@ def manifest_grid(root: Path, unseen_speakers: str, **how) -> None:
     from lipprep.pipeline.sources import grid
 
     unseen = [s.strip() for s in unseen_speakers.split(",") if s.strip()]
-    _make(lambda chosen: grid(root, chosen, unseen_speakers=unseen), root=root, **how)
+    _make(lambda chosen: grid(root, chosen, unseen_speakers=unseen), root=root, split_by="video", **how)
 
 
 @manifest.command("csv", cls=Command)
 @click.argument("table", type=FILE)
 @LISTING
+@SPLIT_BY
 def manifest_csv(table: Path, base: Path | None, **how) -> None:
     """A table with the columns video and word, and any of split, start, num_frames, duration, speaker ...
 
-    Videos are relative to --root, or to the table's folder.
+    Videos are relative to --root, or to the table's folder. Clips without a split get one: no speaker is then in two.
 
     \b
     Example:

@@ -13,7 +13,7 @@ import msgspec
 
 from lipprep.io.errors import UserError
 from lipprep.pipeline.captions.tables import parse_align
-from lipprep.pipeline.deal import deal, seeded_rank
+from lipprep.pipeline.deal import deal
 from lipprep.pipeline.manifest import (
     CHUNK_SIZE,
     SPLITS,
@@ -23,6 +23,7 @@ from lipprep.pipeline.manifest import (
     check_video_path,
     clip_key,
 )
+from lipprep.pipeline.splits import draw_splits
 from lipprep.stages.remote import REQUESTS, RemotePath, place
 from lipprep.stages.shard.index import check_labels
 from lipprep.stages.untrusted import check_file, is_file, printable, read_text
@@ -33,7 +34,6 @@ LRW_SECONDS = 29 / FPS  # length of an LRW clip; the word lies in its middle
 GRID_FRAMES = 29  # as LRW's clips, so that one network reads both
 _MAX_TEXT = 1 << 24  # bytes of a label file or an alignment
 _MAX_SECONDS = 3600.0  # of a word: more is no duration
-FRACTIONS = {"test": 0.1, "val": 0.1}  # of a seeded split; the rest is for training
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -281,30 +281,6 @@ def relative_to(base: Folder, root: Folder, rows: Iterable[Row]) -> list[Row]:
     return [msgspec.structs.replace(row, video=(prefix / row.video).as_posix()) for row in rows]
 
 
-def _split(rows: Sequence[Row], seed: int) -> Callable[[Row], str]:
-    """Splits for rows that have none, drawn by video: word by word where each video has one word, else (sentences)
-    speaker by speaker, so that each has its share of every split.
-    """
-    free = [r for r in rows if r.split is None]
-    words: dict[str, set[str]] = {}
-    for r in free:
-        words.setdefault(r.video, set()).add(r.word)
-    single = all(len(w) == 1 for w in words.values())
-    strata: dict[str, set[str]] = {}
-    for r in free:
-        strata.setdefault(r.word if single else r.speaker or "", set()).add(r.video)
-    split: dict[str, str] = {}
-    for videos in strata.values():
-        ranked = sorted(videos, key=lambda v: seeded_rank(seed, "split", v))
-        position = 0
-        for name, fraction in FRACTIONS.items():
-            count = round(fraction * len(ranked)) or (len(ranked) >= 3)
-            split |= dict.fromkeys(ranked[position : position + count], name)
-            position += count
-        split |= dict.fromkeys(ranked[position:], "train")
-    return lambda row: row.split if row.split is not None else split[row.video]
-
-
 def read_labels(path: Path) -> tuple[str, ...]:
     """A label file: one word a line, its line number the label. Raises ValueError for an empty or doubled one."""
     text = read_text(path, "label file", limit=_MAX_TEXT)
@@ -323,29 +299,29 @@ def make_manifest(
     seed: int = 0,
     chunk_size: int = CHUNK_SIZE,
     fps: float = FPS,
+    split_by: str = "speaker",
 ) -> Manifest:
-    """A manifest of `rows`: keys, labels (the sorted words, unless given), seeded splits, chunks.
+    """A manifest of `rows`: keys, labels (the sorted words, unless given), splits where they have none, chunks.
 
     Raises ValueError where there are no rows, a word is in no label, two clips have one key, a split is
     unknown, or a video is in two splits.
     """
-    rows = list(rows)
+    rows = draw_splits(rows, seed=seed, by=split_by).rows
     if not rows:
         raise UserError(f"no clips found below {printable(root)}: `lipprep manifest --help` shows the layouts")
     labels = tuple(labels) if labels is not None else tuple(sorted({r.word for r in rows}))
     check_labels(list(labels))
     number = {word: n for n, word in enumerate(labels)}
-    split = _split(rows, seed)
     clips: dict[str, Clip] = {}
     splits: dict[str, str] = {}
     for row in rows:
         check_video_path(row.video)
         if row.word not in number:
             raise UserError(f"the word {row.word!r} ({row.video!r}) is not in the label file")
-        if (name := split(row)) not in SPLITS:
-            raise UserError(f"{row.video!r}: unknown split {name!r} (known: {', '.join(SPLITS)})")
-        if splits.setdefault(row.video, name) != name:
-            raise UserError(f"{row.video!r} is in splits {splits[row.video]} and {name}: splits share no video")
+        if row.split not in SPLITS:
+            raise UserError(f"{row.video!r}: unknown split {row.split!r} (known: {', '.join(SPLITS)})")
+        if splits.setdefault(row.video, row.split) != row.split:
+            raise UserError(f"{row.video!r} is in splits {splits[row.video]} and {row.split}: splits share no video")
         key = row.key or clip_key(row.video, row.start)
         if key in clips:
             raise UserError(
@@ -354,7 +330,7 @@ def make_manifest(
         clip = Clip(
             key=key,
             video=row.video,
-            split=name,
+            split=row.split,
             word=row.word,
             label=number[row.word],
             chunk=0,

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from lipprep.pipeline.captions.choose import DROPPED, Account, Choice, Spoken, choose, choose_words
 from lipprep.pipeline.captions.faces import Span, choose_faces, look
 from lipprep.pipeline.captions.match import files_below, match, speakers_of
-from lipprep.pipeline.captions.split import draw, groups
 from lipprep.pipeline.captions.timing import Timing
 from lipprep.pipeline.manifest import load_manifest
 from lipprep.stages.failures import ClipFailure
@@ -199,25 +198,19 @@ def test_speakers_and_copies_stay_in_one_split(lipprep, talks):
     assert "14 videos have no speaker after --speaker-from" in text.stderr
     ann = [c for c in made().values() if c.speaker == "ann"]
     assert len(ann) == 4 and len({c.split for c in ann}) == 1
+    found = listed(lipprep, "--speaker-from", "folder", "--split-by", "video")
+    assert found["split_by"] == "video" and found["groups"] == 15 and found["speakers_in_several_splits"]
+    copies = {c.split for c in made().values() if c.video in ("s0/0.mp4", "s1/copy.mp4")}
+    assert len(copies) == 1
 
 
-@given(
-    st.dictionaries(
-        st.integers(0, 40).map(str), st.tuples(st.integers(1, 60), st.sampled_from("abcdefgh")), min_size=1
-    ),
-    st.lists(st.lists(st.integers(0, 40).map(str), min_size=2, max_size=3), max_size=3),
-    st.integers(0, 9),
-)
-def test_no_group_is_in_two_splits(videos, same, seed):
-    speakers = {video: speaker for video, (_, speaker) in videos.items() if speaker != "a"}
-    group_of = groups(videos, speakers, same)
-    split = draw({video: clips for video, (clips, _) in videos.items()}, group_of, seed)
-    assert set(split) == set(videos)
-    for one, other in itertools.combinations(sorted(videos), 2):
-        kin = speakers.get(one, one) == speakers.get(other, other) or any({one, other} <= {*named} for named in same)
-        assert not kin or split[one] == split[other]
-    count = len(set(group_of.values()))
-    assert set(split.values()) == ({"train", "val", "test"} if count >= 3 else {"train"})
+def test_long_videos_of_two_speakers_are_drawn_by_video(lipprep, talks):
+    talks(**{f"s{n % 2}__{n}": [("well", 1.0, 1.4)] for n in range(6)})
+    text = lipprep("manifest", "captions", "v", "-o", "m.jsonl", "--speaker-from", "folder").stderr
+    assert "drawn by video: to draw them by speaker takes three speakers" in text and "in more than one split" in text
+    assert {c.split for c in made().values()} == {"train", "val", "test"}
+    found = listed(lipprep, "--speaker-from", "folder")
+    assert found["split_by"] == "video" and found["speakers_in_several_splits"]
 
 
 timings = st.builds(

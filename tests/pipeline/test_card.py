@@ -1,19 +1,26 @@
 """The data set card beside the shards: true, kept true, and silent about the machine."""
 
+import csv
 import gc
+import io
+import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
+import tarfile
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from traps import tars
 
 from lipprep.pipeline.card import Tally, card_text
-from lipprep.pipeline.manifest import Clip, Manifest
+from lipprep.pipeline.manifest import Clip, Manifest, load_manifest
 from lipprep.pipeline.wanted import read_wanted
 from lipprep.stages.shard.index import Index, Shard, load_index
 
@@ -83,6 +90,81 @@ def test_a_text_of_ones_own_stays(chain, lipprep):
     CARD.mkdir()
     lipprep("shards", "-j", 1, "--quality", 95, "--replace")
     assert CARD.is_dir() and lipprep("verify").exit_code == 0
+
+
+def test_a_card_of_an_earlier_version_is_written_anew(chain, lipprep):
+    chain()
+    text = CARD.read_text()
+    CARD.write_text(
+        re.sub("(?m)^dataset_info:\n(?: .*\n)+", "", re.sub("lipprep card [0-9a-f]+", "lipprep card 0", text))
+    )
+    assert "dataset_info" not in CARD.read_text()
+    lipprep("shards", "-j", 1)
+    assert CARD.read_text() == text and "dataset_info" in front(text)
+
+
+# In a process of its own: `datasets` reads its settings when it is imported.
+LOAD = """
+import json, sys
+import datasets, numpy as np
+
+datasets.disable_progress_bars()
+told = {}
+for folder, mouth in (("jpeg", "mouth.jpg"), ("npy", "mouth.npy")):
+    for streaming in (False, True):
+        splits = datasets.load_dataset(folder, streaming=streaming)
+        told[f"{folder} {streaming}"] = {
+            split: [{**clip, mouth: np.asarray(clip[mouth]).tolist()} for clip in clips]
+            for split, clips in splits.items()
+        }
+json.dump(told, sys.stdout)
+"""
+
+
+def packed(folder: Path, mouth: str) -> dict[str, list[dict]]:
+    """The clips of each split as `datasets` names their parts, in the order of the shards; jpeg's pixels left out."""
+    found: dict[str, list[dict]] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for json_member in tar.getmembers()[1::2]:
+                key = json_member.name.removesuffix(".json")
+                clip = {"json": json.load(tar.extractfile(json_member)), "__key__": key, "__url__": str(path.resolve())}
+                if mouth == "mouth.npy":
+                    clip[mouth] = np.load(io.BytesIO(tar.extractfile(f"{key}.{mouth}").read())).tolist()
+                found.setdefault(path.stem.partition("-")[0], []).append(clip)
+    return found
+
+
+def test_datasets_loads_shards_whose_first_clips_have_no_times(lipprep, corpus, tmp_path):
+    pytest.importorskip("datasets")
+    videos = [v.relative_to(corpus).as_posix() for v in sorted(corpus.rglob("*.mp4"))[:6]]
+
+    def listing(known: set[str]) -> list[str]:
+        with Path("m.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["video", "word", "split", "duration", "word_start", "word_end", "speaker"])
+            for n, video in enumerate(videos):
+                row = [video, "yes", "train" if n else "test"]
+                table.writerow([*row, 0.25, 0.5, 0.75, "ann"] if video in known else row)
+        lipprep("manifest", "csv", "m.csv", "--root", corpus, "-o", "manifests/m.jsonl")
+        return [clip.video for clip in load_manifest(Path("manifests/m.jsonl")).clips if clip.split == "train"]
+
+    listing(set(listing(set())[-2:]))
+    lipprep("landmarks", "--engine", "serial")
+    for codec in ("jpeg", "npy"):
+        lipprep("shards", "--engine", "serial", "--codec", codec, "-o", codec)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "USE_TORCH": "0"}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for way, splits in json.loads(done.stdout).items():
+        codec, mouth = ("jpeg", "mouth.jpg") if way.startswith("jpeg") else ("npy", "mouth.npy")
+        wanted = packed(tmp_path / codec, mouth)
+        times = [clip["json"]["word_start"] for clip in wanted["train"]]
+        assert times == [None] * 3 + [0.5] * 2 and wanted["train"][-1]["json"]["speaker"] == "ann"
+        if codec == "jpeg":
+            shapes = {np.shape(clip.pop(mouth)) for clips in splits.values() for clip in clips}
+            assert shapes == {(14 * 96, 96)}
+        assert splits == wanted, way
 
 
 @pytest.mark.parametrize("licence", ["two\nlines", "x" * 201, "${HOME}", "\x1b[2J"])
