@@ -99,6 +99,12 @@ class Tally:
                     values.append(value)
 
 
+def usual_length(tally: Tally) -> int | None:
+    """Return the median number of frames of the clips in `tally`, None where there are none."""
+    lengths = tally.figures["num_frames"]
+    return round(float(np.median(np.frombuffer(lengths)))) if lengths else None
+
+
 def check_licence(licence: str) -> None:
     """Raise ValueError for what is no name of a licence: it stands in a plan, a table and a card, in one line."""
     if not licence.isprintable() or len(licence) > _MAX_LICENCE or "${" in licence:

@@ -309,13 +309,16 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
 
     Raises ValueError where a record was damaged: its shard must be made again.
     """
-    from lipprep.pipeline.card import CARD, Tally, card_in, card_mark, card_text
+    from lipprep.pipeline.card import CARD, Tally, card_in, card_mark, card_text, usual_length
     from lipprep.stages.shard.index import load_index, save_index
 
     index, indexed = _describe(manifest, layout, wanted), False
     with contextlib.suppress(ValueError):
-        # What is there is told by headers alone; offsets are in the records' lines.
-        indexed = dataclasses.replace(load_index(layout.out), offsets={}) == index
+        # What is there is told by headers alone; offsets and lengths are in the records' lines.
+        there = load_index(layout.out)
+        index = dataclasses.replace(index, num_frames=there.num_frames)
+        told = index.num_frames is not None or not any(shard.samples for shard in index.shards)
+        indexed = told and dataclasses.replace(there, offsets={}) == index
     card = card_in(layout.out)
     if indexed and card in ("", card_mark(index, manifest, wanted.licence)):
         return
@@ -329,6 +332,7 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
             raise UserError(f"the record of {tar} was damaged since it was made: run `lipprep shards` again")
         offsets[shard.name] = [*starts, read(tar)["end"]]
         tally.add(clips, entries)
+    index = dataclasses.replace(index, num_frames=usual_length(tally))
     scratch = layout.scratch("shards")
     if card != "":
         write_text(layout.out / CARD, card_text(index, manifest, tally, licence=wanted.licence), scratch)

@@ -21,7 +21,7 @@ import numpy as np
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, VideoInfo, probe, read_frames
-from lipprep.train.predict import WINDOW, FaceReading, Reader
+from lipprep.train.predict import FaceReading, Reader
 from lipprep.train.timeline import draw_timeline
 from lipprep.train.utterances import utterances
 
@@ -244,7 +244,7 @@ def _facts(reader: Reader, info: VideoInfo, faces: Sequence[FaceReading]) -> str
     rows = {
         "Video": f"{info.width} × {info.height} pixels, {rate}",
         "Frames used": f"{max(face.start + len(face.points_TKD) for face in faces)}, taken at {reader.fps:g} a second",
-        "Windows read": f"{windows} of up to {WINDOW} frames" if windows > 1 else f"{windows}",
+        "Windows read": f"{windows} of up to {reader.window} frames" if windows > 1 else f"{windows}",
         "Faces found": f"{len(faces)}, with landmarks in {landmarks}",
         "Confidence": (
             "not calibrated: the network's own, which need not be how often it is right"

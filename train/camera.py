@@ -15,7 +15,7 @@ import numpy as np
 from lipprep.io.errors import UserError
 from lipprep.stages.gray import gray_from_bgr
 from lipprep.stages.landmarks.faces import FaceTracker
-from lipprep.train.predict import STEP, WINDOW, Reader, WindowReading
+from lipprep.train.predict import STEP, Reader, WindowReading
 
 _HELD = 0.5  # seconds that a frame is repeated for want of another; after a longer gap reading begins anew
 _NOWHERE = np.full((68, 2), np.nan, np.float32)
@@ -123,8 +123,8 @@ def read_camera(
     then. The other parameters are those of `Reader.read_video`.
     """
     tracker = FaceTracker(reader.detector)
-    held: deque = deque(maxlen=WINDOW)  # frames as they are cropped
-    rows: deque = deque(maxlen=WINDOW)  # the points of the faces in each
+    held: deque = deque(maxlen=reader.window)  # frames as they are cropped
+    rows: deque = deque(maxlen=reader.window)  # the points of the faces in each
     before, due = None, 0
     for number, frame in frames:
         if before is not None and number != before + 1:
@@ -134,13 +134,13 @@ def read_camera(
         gray = gray_from_bgr(frame)
         held.append(frame if reader.crop.exact else gray)
         rows.append(tracker.step(gray) if reader.crop.needs_landmarks else {0: _NOWHERE})
-        if len(held) < WINDOW or number < due:
+        if len(held) < reader.window or number < due:
             continue
         due = number + step
-        faces = [face for face in rows[-1] if 2 * sum(face in row for row in rows) >= WINDOW]
+        faces = [face for face in rows[-1] if 2 * sum(face in row for row in rows) >= reader.window]
         if not all_faces:
             faces = sorted(faces, key=lambda face: -float(np.ptp(rows[-1][face], axis=0).max()))[:1]
         points = {face: np.stack([row.get(face, _NOWHERE) for row in rows]) for face in faces}
         mouths = [reader.crop_window(list(held), points[face]) for face in faces]
         for face, words in zip(faces, reader.words_of(mouths, count=count), strict=True):
-            yield face, WindowReading(number + 1 - WINDOW, number + 1, words, reader.knows(words))
+            yield face, WindowReading(number + 1 - reader.window, number + 1, words, reader.knows(words))

@@ -25,7 +25,10 @@ from lipprep.train.calibrate import LEAST, MOST, Calibration
 from lipprep.train.metrics import warn
 from lipprep.train.models import build
 
-CHECKPOINT_VERSION = 3  # 1 had neither ema, scaler nor versions, 2 neither temperature nor threshold
+# 1 had neither ema, scaler nor versions, 2 neither temperature nor threshold, 3 no num_frames
+CHECKPOINT_VERSION = 4
+LRW_FRAMES = 29  # of a clip: 1.16 seconds
+MAX_FRAMES = 1000  # of a window, all of which are held when a video is read
 LAST, BEST = "last.pt", "best.pt"
 # All that pickles of state dicts name. torch would also read bytearray, Tensor and others, which take memory as asked.
 _NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
@@ -45,7 +48,8 @@ class Checkpoint:
     `dataset` is the fingerprint of the shards. `ema` is the moving average of the weights, None without one, and
     `scaler` the state of fp16's gradient scaler. `versions` are of what it was trained with. Logits are divided by
     `temperature` before the softmax, and below the confidence `threshold` after it a reader abstains
-    (`lipprep.train.calibrate`); both are None where the weights are not calibrated.
+    (`lipprep.train.calibrate`); both are None where the weights are not calibrated. `num_frames` is the usual length of
+    a training clip, None where it is not known.
     """
 
     model: dict[str, Any] = field(repr=False)
@@ -64,6 +68,12 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     temperature: float | None = None
     threshold: float | None = None
+    num_frames: int | None = None
+
+    @property
+    def window(self) -> int:
+        """The frames that are read of a video at a time: a training clip's or, where that is not known, LRW's."""
+        return LRW_FRAMES if self.num_frames is None else self.num_frames
 
     @property
     def calibration(self) -> Calibration | None:
@@ -252,15 +262,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         state = {**state, "ema": None, "scaler": {}, "versions": {}}
     if version < 3:
         state = {**state, "temperature": None, "threshold": None}
+    if version < 4:
+        state = {**state, "num_frames": None}
     fields = {"model": dict, "optimizer": dict, "config": dict, "parameters": dict, "labels": list, "dataset": str}
     fields |= {"step": int, "epoch": int, "batch": int, "fps": float, "best": float | None}
     fields |= {"ema": dict | None, "scaler": dict, "versions": dict}
-    fields |= {"temperature": float | None, "threshold": float | None}
+    fields |= {"temperature": float | None, "threshold": float | None, "num_frames": int | None}
     wrong = [field for field, kind in fields.items() if field not in state or not isinstance(state[field], kind)]
     wrong += sorted(set(state) - set(fields))
     wrong = wrong or [field for field in ("step", "epoch", "batch") if not 0 <= state[field] < _MAX_STEPS]
-    limits = {"temperature": (LEAST, MOST), "threshold": (0, 1)}
+    limits = {"temperature": (LEAST, MOST), "threshold": (0, 1), "num_frames": (1, MAX_FRAMES)}
     wrong = wrong or [n for n, (a, b) in limits.items() if state[n] is not None and not a <= state[n] <= b]
+    limits = ("temperature", "threshold")
     wrong = wrong or [n for n in limits if state[n] is None and any(state[other] is not None for other in limits)]
     if wrong:
         raise UserError(f"{name} is a damaged checkpoint (fields: {', '.join(wrong)})")

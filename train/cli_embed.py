@@ -38,7 +38,7 @@ from lipprep.train.videos import SUFFIXES, keyed_videos
     default=32,
     show_default=True,
     type=click.IntRange(1),
-    help="Clips of 29 frames at once, or as many frames of longer ones.",
+    help="Clips of the usual length at once, or as many frames of longer ones.",
 )
 @CACHE
 @CACHE_SIZE

@@ -68,9 +68,10 @@ def predict(
 ) -> None:
     """Read the words in any video, or before a camera.
 
-    Takes videos of any size, frame rate and length, folders of them and URLs. Windows of 29 frames at 25 fps (of the
-    frame rate that the network was trained at) slide over the video, and each is read by itself; neighbours that
-    agree are one line. A network knows the words that it was trained on and no others: look at the confidence.
+    Takes videos of any size, frame rate and length, folders of them and URLs. Windows as long as a training
+    clip (LRW's have 29 frames), at the frame rate of the training, slide over the video, and each is read by itself;
+    neighbours that agree are one line. A network knows the words that it was trained on and no others: look at the
+    confidence.
 
     \b
     Examples:

@@ -52,7 +52,7 @@ from lipprep.train.epoch import places
 from lipprep.train.errors import explained
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.models import LipReader
-from lipprep.train.predict import WINDOW, Reader, reader_of
+from lipprep.train.predict import Reader, reader_of
 
 EMBEDDING_VERSION = 1
 BATCH_SIZE = 32  # clips of 29 frames: more are not faster
@@ -115,7 +115,7 @@ class Embedder:
         self, video_BTSS: np.ndarray, options: AugmentOptions, *, mean_11SS: torch.Tensor | None = None
     ) -> np.ndarray:
         """Features (B, T, C) of clips of one length, less a given mean frame."""
-        less = f"lower --batch-size (it is {self.at_once // WINDOW}), or use --device cpu"
+        less = "lower --batch-size, or use --device cpu"
         lengths_B = torch.full((len(video_BTSS),), video_BTSS.shape[1])
         with torch.inference_mode(), reading(self.device, self.precision), explained(less):
             x_B1TSS = eval_batch(torch.from_numpy(video_BTSS).to(self.device), lengths_B, options)
@@ -219,8 +219,8 @@ def embed_videos(
     """Write the features of whole videos, by their keys, to a folder or a table (`lipprep.train.embed_files`).
 
     Faces are found and mouths cut as the checkpoint's training crops were, all over the video. A network that sees its
-    clips less their mean frame sees a video less that of all its frames. `batch_size` times 29 frames are in memory at
-    once. What exists and fits is kept, unless `replace`.
+    clips less their mean frame sees a video less that of all its frames. `batch_size` times a training clip's frames
+    are in memory at once. What exists and fits is kept, unless `replace`.
     Returns what was done, as `lipprep embed --json` prints it; a video that fails is in `failures`, and the others go
     on. Raises ValueError for a checkpoint that is none, and for an `out` that is not fit (`open_features`).
     """
@@ -229,7 +229,7 @@ def embed_videos(
     checkpoint = load_checkpoint(path)
     reader = reader_of(checkpoint, path, device=device)
     how = (reader.options, reader.device, reader.precision)
-    embedder = Embedder(reader.model, *how, batch_size * WINDOW)
+    embedder = Embedder(reader.model, *how, batch_size * checkpoint.window)
     detector = reader.detector.identity if reader.crop.needs_landmarks else None
     about = _about(path, checkpoint, embedder, dtype=dtype, detector=detector, labels=None)
     with _working(embedder, about, out, total=len(videos), replace=replace) as work:
@@ -281,7 +281,7 @@ def embed_shards(
     config, where = config_from(checkpoint.config), choose_device(device)
     with explained("use --device cpu"):
         model = load_model(checkpoint, where)
-    embedder = Embedder(model, config.augment, where, config.precision, batch_size * WINDOW)
+    embedder = Embedder(model, config.augment, where, config.precision, batch_size * checkpoint.window)
     about = _about(path, checkpoint, embedder, dtype=dtype, detector=None, labels=list(index.labels))
     kept = open_cache(shards, read, folder=cache, size=cache_size)
     threads = max(1, default_workers(where) if config.workers is None else config.workers)

@@ -1,8 +1,8 @@
 """From any video to the likeliest words: the chain that made the training crops, on windows that slide over it.
 
-A window is as long as a clip of LRW, and is cut and aligned by itself, as a training clip is: its answer is the one
-that a clip of those frames would get. The landmarks of a video are found once, and no more of its frames are held than
-a window has, so that a long video takes time alone.
+A window is as long as the training clips usually were, and is cut and aligned by itself, as a training clip is: its
+answer is the one that a clip of those frames would get. The landmarks of a video are found once, and no more of its
+frames are held than a window has, so that a long video takes time alone.
 
 A video that is shorter than a window is read as it is by a network that was trained on clips of many lengths
 (`augment.variable_length`); for others its edge frames are repeated, as one length is all that they know.
@@ -32,7 +32,7 @@ from lipprep.stages.remote import RemotePath
 from lipprep.stages.untrusted import printable
 from lipprep.stages.video import SoundFrames, read_frames
 from lipprep.train.augment import eval_batch
-from lipprep.train.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from lipprep.train.checkpoint import LRW_FRAMES, Checkpoint, find_checkpoint, load_checkpoint
 from lipprep.train.config import config_from
 from lipprep.train.device import choose_device, load_model, reading
 from lipprep.train.draws import AugmentOptions
@@ -40,7 +40,6 @@ from lipprep.train.errors import explained
 from lipprep.train.metrics import warn
 
 _LESS = "end what else runs there, or use --device cpu"  # memory
-WINDOW = 29  # frames: a clip of LRW, 1.16 seconds
 STEP = 5  # frames from one window to the next, a fifth of a second
 LONGEST = 24 * 3600 * 25  # frames of a video: a day, whose landmarks are a gigabyte
 _JUMP = 0.5  # of the distance of the outer eye corners: no face moves so far from a frame to the next, but cuts do
@@ -115,7 +114,7 @@ class Reader:
 
     `face` is the mean face (68, 2) that the clips were aligned to, None for the published one. Logits are divided by
     `temperature`, so that probabilities say how often the reader is right; None where that was not measured. Below the
-    probability `threshold` it abstains, None: never.
+    probability `threshold` it abstains, None: never. Windows have `window` frames.
     """
 
     model: torch.nn.Module
@@ -129,6 +128,7 @@ class Reader:
     precision: str
     temperature: float | None
     threshold: float | None
+    window: int = LRW_FRAMES
 
     def read_video(
         self,
@@ -194,7 +194,7 @@ class Reader:
         (crop,) = crop_clips(frames, [Window(None, len(frames), points)], self.crop, face=self.face)
         if isinstance(crop, ClipFailure):
             raise crop
-        missing = WINDOW - len(frames)
+        missing = self.window - len(frames)
         if missing <= 0 or self.options.variable_length:
             return crop.mouth
         return np.pad(crop.mouth, ((missing // 2, missing - missing // 2), (0, 0), (0, 0)), mode="edge")
@@ -231,8 +231,10 @@ class Reader:
         self, frames: Iterable, tracks: list[FaceTrack], step: int, video: Path | RemotePath
     ) -> Iterator[tuple[_Job, np.ndarray]]:
         """The windows to read and their crops, each as soon as its last frame comes by."""
-        jobs = deque(sorted(_Job(stop, n, start) for n, t in enumerate(tracks) for start, stop in _windows(t, step)))
-        held: deque = deque(maxlen=WINDOW)
+        jobs = deque(
+            sorted(_Job(stop, n, start) for n, t in enumerate(tracks) for start, stop in _windows(t, self.window, step))
+        )
+        held: deque = deque(maxlen=self.window)
         count = 0
         for count, frame in enumerate(frames, 1):
             held.append(frame)
@@ -251,15 +253,15 @@ class Reader:
             raise ClipFailure("unreadable", f"{printable(video)} had more than {count} frames a moment ago")
 
 
-def _windows(track: FaceTrack, step: int) -> list[tuple[int, int]]:
-    """The windows in which a face is read: every `step` frames, and at its end, but never across a cut."""
+def _windows(track: FaceTrack, length: int, step: int) -> list[tuple[int, int]]:
+    """The windows of `length` frames in which a face is read: every `step`, and at its end, but never across a cut."""
     seen_T = np.isfinite(track.points_TKD).all(axis=(1, 2))
     seen_T |= not seen_T.any()  # by a profile that needs no landmarks, everywhere
     windows = []
     for first, stop in _shots(track.points_TKD):
-        starts = [first] if stop - first <= WINDOW else [*range(first, stop - WINDOW, step), stop - WINDOW]
-        windows += [(start, min(start + WINDOW, stop)) for start in starts]
-    whole = len(seen_T) <= WINDOW  # a clip: it is for its user to say that there is nothing to see
+        starts = [first] if stop - first <= length else [*range(first, stop - length, step), stop - length]
+        windows += [(start, min(start + length, stop)) for start in starts]
+    whole = len(seen_T) <= length  # a clip: it is for its user to say that there is nothing to see
     return [(track.start + a, track.start + b) for a, b in windows if whole or 2 * seen_T[a:b].sum() >= b - a]
 
 
@@ -342,4 +344,5 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
         precision=config.precision,
         temperature=checkpoint.temperature,
         threshold=checkpoint.threshold,
+        window=checkpoint.window,
     )

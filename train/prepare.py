@@ -18,7 +18,7 @@ from lipprep.stages.untrusted import printable
 from lipprep.train.boundary import words_of
 from lipprep.train.cache import open_cache
 from lipprep.train.calibrate import Calibration
-from lipprep.train.checkpoint import BEST, Checkpoint, find_checkpoint, load_checkpoint, versions
+from lipprep.train.checkpoint import BEST, MAX_FRAMES, Checkpoint, find_checkpoint, load_checkpoint, versions
 from lipprep.train.config import Config, as_plain, without_effect
 from lipprep.train.device import choose_device, load_weights, new_model, place, training_precision
 from lipprep.train.distill import load_teacher
@@ -26,6 +26,7 @@ from lipprep.train.epoch import places, training_plan
 from lipprep.train.licence import is_of_lrw
 from lipprep.train.loader import ShardBatches, default_workers
 from lipprep.train.metrics import warn
+from lipprep.train.models import switch_off_dropout
 from lipprep.train.optimize import make_optimizer
 from lipprep.train.ranks import ALONE, Ranks
 from lipprep.train.resume import check_resumable, load_moments, load_scale, warn_of_changes
@@ -115,6 +116,7 @@ class Work:
             versions=versions(),
             temperature=None if self.calibration is None else self.calibration.temperature,
             threshold=None if self.calibration is None else self.calibration.threshold,
+            num_frames=None if self.index.num_frames is None else min(self.index.num_frames, MAX_FRAMES),
         )
 
 
@@ -185,9 +187,7 @@ def prepare(
     precision = training_precision(where, config.precision, model)
     model = place(model, where, precision=precision)
     if config.overfit:
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        switch_off_dropout(model)
     if config.compile and model.frontend3D.skips_padding:
         raise UserError("compile=true is not for the trunk compact: its shapes change with every batch, leave it out")
     begun: set[str] = set()  # the weights that are not drawn at random

@@ -44,7 +44,9 @@ class MovingAverage:
         n = self.updates
         decay = min(self._decay, (1 + n) / (10 + n)) if n else 0.0
         if not self._tensors:  # they stay the same ones, and to list them takes longer than to mix them
-            pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+            # Each tensor once: a state dict lists those of modules that have two names twice.
+            own, followed = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
+            pairs = list(zip(own, followed, strict=True))
             for floats in (True, False):
                 chosen = [pair for pair in pairs if pair[0].is_floating_point() is floats]
                 self._tensors[floats] = [own for own, _ in chosen], [value for _, value in chosen]

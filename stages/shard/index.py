@@ -22,7 +22,7 @@ from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import check_file
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3  # 2 had no num_frames
 SPLITS = ("train", "val", "test", "unseen")
 MAX_INDEX = 1 << 26  # bytes of an index.json: some 250,000 shards
 _MAX_SHARDS = 10**6  # and of all other lists and objects in it
@@ -49,7 +49,8 @@ class Index:
     `dataset` names the manifest that the shards were made from, `fingerprint` is a sha256 over all shards.
     `parameters` are those of every stage (detector, profile, crop_size, exact, codec, quality, ...).
     `failures` counts, by split, the clips that are in no shard, by class. `offsets` holds for each shard's
-    name the bytes (samples + 1,) int64 where its samples start and the last one ends.
+    name the bytes (samples + 1,) int64 where its samples start and the last one ends. `num_frames` is the median
+    number of a clip's frames, None where it is not known.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Index:
     failures: Mapping[str, Mapping[str, int]]
     shards: tuple[Shard, ...]
     offsets: Mapping[str, np.ndarray] = field(repr=False)
+    num_frames: int | None = None
     version: int = INDEX_VERSION
 
     def split(self, name: str) -> tuple[Shard, ...]:
@@ -193,8 +195,8 @@ def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
             raise UserError("it holds more lists than any index")
         plain = json.loads(text)
         version = plain.pop("lipprep_index", None)
-        if version != INDEX_VERSION:
-            raise UserError(f"its version is {version!r}, this lipprep reads {INDEX_VERSION}")
+        if version not in (2, INDEX_VERSION):
+            raise UserError(f"its version is {version!r}, this lipprep reads 2 to {INDEX_VERSION}")
         check, of_offsets = plain.pop("sha256"), plain.pop("offsets_sha256")
         if check != plain_digest({"lipprep_index": version, **plain, "offsets_sha256": of_offsets}):
             raise UserError("it was changed or damaged since it was written")
@@ -208,6 +210,8 @@ def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
         check_parameters(index.parameters, index.fps)
         if not all(isinstance(text, str) for text in (index.dataset, index.fingerprint)):
             raise UserError("its dataset or fingerprint is no text")
+        if index.num_frames is not None and not (_is_whole(index.num_frames) and index.num_frames > 0):
+            raise UserError(f"its num_frames is {index.num_frames!r}, no number of frames")
         for split, kinds in index.failures.items():
             if not all(map(_is_name, (split, *kinds))) or not all(map(_is_whole, kinds.values())):
                 raise UserError("its failures are no numbers of clips by their class")

@@ -6,7 +6,8 @@ import pytest
 from skimage import data
 
 from lipprep.train.camera import by_clock, camera_frames, open_camera, read_camera
-from lipprep.train.predict import WINDOW, load_reader
+from lipprep.train.checkpoint import LRW_FRAMES as WINDOW
+from lipprep.train.predict import load_reader
 
 
 class Filmed:

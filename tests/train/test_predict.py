@@ -14,8 +14,9 @@ from lipprep.stages.landmarks import load_detector, track
 from lipprep.stages.video import read_frames
 from lipprep.train import predict
 from lipprep.train.augment import eval_batch
+from lipprep.train.checkpoint import LRW_FRAMES as WINDOW
 from lipprep.train.checkpoint import load_checkpoint, save_checkpoint
-from lipprep.train.predict import WINDOW, load_reader
+from lipprep.train.predict import load_reader
 from lipprep.train.subtitles import write_video as write_video_read
 from lipprep.train.videos import find_videos
 

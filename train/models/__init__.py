@@ -28,7 +28,7 @@ from lipprep.io.errors import UserError
 from lipprep.train.boundary import FORMULAS
 from lipprep.train.models.compact import STEM_CHANNELS, TRUNK_WIDTHS, CompactHead, CompactStem
 from lipprep.train.models.densetcn import dctcn
-from lipprep.train.models.efficientnet import EfficientNetB3
+from lipprep.train.models.efficientnet import EfficientNetB3, InvertedBottleneck
 from lipprep.train.models.layers import ACTIVATIONS, Packing, initialise
 from lipprep.train.models.neck import Neck
 from lipprep.train.models.recurrent import Recurrent
@@ -252,6 +252,17 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         "neck": _NECK | neck,
         "head": {"name": name, **head},
     }
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Switch off all that a network does by chance: dropout, also in recurrent layers and attention, and blocks."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            module.dropout = 0.0
+        elif isinstance(module, InvertedBottleneck):
+            module.drop = 0.0
 
 
 def build(config: Mapping[str, Any], num_classes: int) -> LipReader:
