@@ -2,6 +2,7 @@
 
 import stat
 from pathlib import Path
+from typing import Any
 
 from lipprep.io.errors import UserError
 
@@ -53,10 +54,10 @@ def read_text(path: Path, what: str, *, limit: int) -> str:
 
 
 def check_yaml(text: str) -> None:
-    """Raise ValueError for YAML that is more than it seems: `*alias`, `${interpolation}`, or nested without end.
+    """Raise ValueError for YAML that is more than it seems: `*alias`, `!tag`, `${interpolation}`, or deeply nested.
 
-    Aliases of aliases grow a few lines to any size; interpolations can read the environment. YAMLError where
-    `text` is no YAML.
+    Aliases of aliases grow a few lines to any size, tags choose what is made of a value, and interpolations can read
+    the environment. YAMLError where `text` is no YAML.
     """
     import yaml
 
@@ -64,8 +65,36 @@ def check_yaml(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise UserError(f"the alias *{printable(event.anchor)} is not read: write the value itself")
+        if (tag := getattr(event, "tag", None)) is not None:
+            shown = tag.replace("tag:yaml.org,2002:", "!!")
+            raise UserError(f"the tag {printable(shown)} is not read: write the value without it")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
             raise UserError("settings with ${...} in them are not read: write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > 20:
             raise UserError("it is nested more than 20 deep")
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """Parse a YAML (or JSON) mapping to plain containers.
+
+    Raises ValueError where it is none, or `check_yaml` refuses it, or a value cannot be made of what is written.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        check_yaml(text)
+        plain = OmegaConf.create(text)
+        if OmegaConf.is_dict(plain):
+            return OmegaConf.to_container(plain, throw_on_missing=True)
+    except UserError:
+        raise
+    # Numbers such as 0x_ or of 5,000 digits raise whatever Python's conversion does.
+    except (OmegaConfBaseException, YAMLError, ValueError, ArithmeticError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise UserError(f"it is no readable YAML: {printable('; '.join(lines[:3]))}") from error
+    except AssertionError:  # of OmegaConf, at what is neither a mapping, a list nor a text
+        pass
+    raise UserError("it is no mapping of settings")

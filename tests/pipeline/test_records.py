@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from record_lines import failed, header, sound
 
 from lipprep.pipeline.records import commit, read_entries, read_header, record_path
