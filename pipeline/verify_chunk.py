@@ -52,7 +52,7 @@ class Findings:
         first = f"remove {' and '.join(map(printable, remove))} and " if remove else ""
         remedy = remedy or f"{first}{self.again}"
         self.listed.append(
-            Finding(printable(file), key and printable(key), kind, printable(message)[:_LONGEST_MESSAGE], remedy)
+            Finding(printable(file), key and printable(key), kind, printable(message, _LONGEST_MESSAGE), remedy)
         )
 
 

@@ -1,21 +1,58 @@
 """Files that anybody may have made: looked at before they are opened, and read no further than makes sense."""
 
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
 from lipprep.io.errors import UserError
 
+MAX_ECHO = 300  # characters of a value that a message quotes
 
-def printable(value: object) -> str:
+
+def printable(value: object, limit: int | None = None) -> str:
     r"""`value` as text for a message: one line, in which no file name can speak to the terminal.
 
-    Control characters, line breaks, invisible marks and bytes that are no text are escaped.
+    Control characters, line breaks, invisible marks and bytes that are no text are escaped, and what is longer than
+    `limit` characters loses its middle.
 
     >>> printable("a\x1b[2J\nb")
     'a\\x1b[2J\\nb'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
+    text = str(value) if limit is None else shortened(str(value), limit)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return `text`, less its middle where it has more than `limit` characters: the end of a message is its remedy.
+
+    >>> shortened("a" * 1000 + "b", 9)
+    'aaaaaa ... (992 characters left out) ... aab'
+    """
+    if len(text) <= limit:
+        return text
+    head = limit * 2 // 3
+    return f"{text[:head]} ... ({len(text) - limit} characters left out) ... {text[head - limit :]}"
+
+
+def markdown(value: object) -> str:
+    r"""`value` as Markdown that shows it as it is: what others wrote marks nothing up, and links nowhere.
+
+    >>> markdown("<b>*so* www.x.org")
+    '\\<b\\>\\*so\\* www\\.x.org'
+    """
+    return re.sub(r"[\\`*_{}\[\]<>()#!|~&$@^]|:(?=//)|(?<=www)\.", r"\\\g<0>", printable(value))
+
+
+def cell(value: object) -> object:
+    """`value` for a cell of a table for people: a text that spreadsheets would run as a formula begins with a quote.
+
+    As OWASP advises against CSV injection. Numbers stay numbers.
+
+    >>> cell("=1+1"), cell(-1)
+    ("'=1+1", -1)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def is_file(path: Path) -> bool:
