@@ -101,10 +101,10 @@ def check_yaml(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"the alias *{printable(event.anchor)} is not read: write the value itself")
+            raise UserError(f"the alias *{printable(event.anchor, MAX_ECHO)} is not read: write the value itself")
         if (tag := getattr(event, "tag", None)) is not None:
             shown = tag.replace("tag:yaml.org,2002:", "!!")
-            raise UserError(f"the tag {printable(shown)} is not read: write the value without it")
+            raise UserError(f"the tag {printable(shown, MAX_ECHO)} is not read: write the value without it")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
             raise UserError("settings with ${...} in them are not read: write the value itself")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -131,7 +131,7 @@ def parse_settings(text: str) -> dict[str, Any]:
     # Numbers such as 0x_ or of 5,000 digits raise whatever Python's conversion does.
     except (OmegaConfBaseException, YAMLError, ValueError, ArithmeticError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise UserError(f"it is no readable YAML: {printable('; '.join(lines[:3]))}") from error
+        raise UserError(f"it is no readable YAML: {printable('; '.join(lines[:3]), MAX_ECHO)}") from error
     except AssertionError:  # of OmegaConf, at what is neither a mapping, a list nor a text
         pass
     raise UserError("it is no mapping of settings")

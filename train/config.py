@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
-from lipprep.stages.untrusted import check_yaml, parse_settings, printable
+from lipprep.stages.untrusted import MAX_ECHO, check_yaml, parse_settings, printable
 from lipprep.train.draws import AugmentOptions
 
 DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
@@ -216,15 +216,15 @@ def _check_override(override: str) -> None:
     """Raise ValueError where an override is no `key=value`, or its value is no YAML that is read."""
     _, equals, value = override.partition("=")
     if not equals:
-        raise UserError(f"{override!r} is no override: write key=value, as in lr=1e-3")
+        raise UserError(f"{printable(override, MAX_ECHO)!r} is no override: write key=value, as in lr=1e-3")
     try:
         check_yaml(value)
         OmegaConf.from_dotlist([override])
     except UserError as error:
-        raise UserError(f"the override {printable(override)}: {error}") from error
+        raise UserError(f"the override {printable(override, MAX_ECHO)}: {error}") from error
     # Numbers such as 0x_ raise whatever Python's conversion does.
     except (OmegaConfBaseException, YAMLError, ValueError, ArithmeticError) as error:
-        raise UserError(f"the override {printable(override)} holds no readable YAML value") from error
+        raise UserError(f"the override {printable(override, MAX_ECHO)} holds no readable YAML value") from error
 
 
 def _fitting(model: Any, overrides: Sequence[str]) -> Any:
