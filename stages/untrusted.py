@@ -41,7 +41,9 @@ def markdown(value: object) -> str:
     >>> markdown("<b>*so* www.x.org")
     '\\<b\\>\\*so\\* www\\.x.org'
     """
-    return re.sub(r"[\\`*_{}\[\]<>()#!|~&$@^]|:(?=//)|(?<=www)\.", r"\\\g<0>", printable(value))
+    # An underscore within a word marks nothing up, and names are full of them.
+    marks = r"[\\`*{}\[\]<>()#!|~&$@^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\."
+    return re.sub(marks, r"\\\g<0>", printable(value))
 
 
 def cell(value: object) -> object:

@@ -44,6 +44,7 @@ def _said(word: str) -> Utterance:
 
 
 def test_markdown_marks_nothing_up():
+    assert markdown("_a_ b_c a__b__") == r"\_a\_ b_c a\_\_b\_\_"
     assert markdown("`<img src=x>` [a](http://b) |") == r"\`\<img src=x\>\` \[a\]\(http\://b\) \|"
 
 
@@ -142,3 +143,24 @@ def test_crops_are_not_cut_where_no_codec_takes_them(tmp_path, monkeypatch, make
     assert CliRunner().invoke(main, ["shards", *run, "--crop-size", "256"]).exit_code == 0
     (told,) = [json.loads(line) for line in Path("shards/train-00000.jsonl").read_text().splitlines()[1:]]
     assert told["class"] == "too_long" and "256 frames are too many for one JPEG strip (255 at most)" in told["message"]
+
+
+def test_no_word_is_markup_in_a_model_card(tmp_path):
+    """A label with a backtick would end the code that it stood in, and begin HTML."""
+    from lipprep.train.card import model_card
+    from lipprep.train.checkpoint import Checkpoint, save_checkpoint
+    from lipprep.train.config import as_plain, load_recipe
+    from lipprep.train.device import new_model
+
+    evil = "`<img src=x onerror=alert(1)>"
+    config = as_plain(load_recipe("compact"))
+    config["resolved"] = {"imported": f"{evil}.pt", "family": evil}
+    weights = new_model(config["model"], num_classes=2).state_dict()
+    parameters = {"profile": evil, "crop_size": 96, "detector": evil}
+    state = {"optimizer": {}, "step": 0, "epoch": 0, "batch": 0, "best": None}
+    checkpoint = Checkpoint(
+        model=weights, config=config, labels=[evil, "b"], parameters=parameters, fps=25.0, dataset=evil, **state
+    )
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    card = model_card(checkpoint, path=tmp_path / "best.pt", format="onnx", file=tmp_path / "r.onnx")
+    assert "<img" not in card.replace("\\<img", "") and card.count("onerror") >= 4
