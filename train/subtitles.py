@@ -41,12 +41,12 @@ def write_subtitles(said: Iterable[Utterance], path: Path) -> None:
 
 
 def _unmarked(word: str) -> str:
-    """Return `word` without what SubRip's players take for markup: tags and braces, which nothing escapes there.
+    """Return `word` without what SubRip's players take for a time or markup, which nothing escapes there.
 
-    >>> _unmarked("<b>a</b>{x}")
-    '‹b›a‹/b›(x)'
+    >>> _unmarked("<b>a{x}-->")
+    '‹b>a(x}->'
     """
-    return word.translate(str.maketrans("<>{}", "‹›()"))
+    return word.replace("-->", "->").translate(str.maketrans("<{", "‹("))
 
 
 def _clock(seconds: float, point: str) -> str:
