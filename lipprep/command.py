@@ -15,10 +15,11 @@ from lipprep.io.errors import DEBUG, UserError, debugging, log_internal_error
 from lipprep.stages.atomic import disk_remedy
 from lipprep.stages.remote import RemotePath, place
 from lipprep.stages.store import RemoteError, masked
-from lipprep.stages.untrusted import printable
+from lipprep.stages.untrusted import printable, shortened
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 _LOG_FOLDER = "lipprep.log_folder"
+_MAX_MESSAGE = 3000  # characters
 INTERRUPTED = 130  # what shells expect of a command that Ctrl-C ended
 
 
@@ -49,7 +50,8 @@ def interruptible(*, resumes: bool = True) -> Iterator[None]:
 
 
 def _legible(message: str) -> str:
-    return "\n".join(printable(line) for line in masked(message).split("\n"))
+    """`message` without what could speak to the terminal, and no longer than a screen: it may quote whole files."""
+    return "\n".join(printable(line) for line in shortened(masked(message), _MAX_MESSAGE).split("\n"))
 
 
 class Place(click.ParamType):

@@ -17,6 +17,7 @@ from lipprep.pipeline.records import Headers, add_counts, read_entries, root_cla
 from lipprep.stages.atomic import check_own, write_text
 from lipprep.stages.failures import FAILURES
 from lipprep.stages.remote import RemotePath
+from lipprep.stages.untrusted import printable
 
 REPORT_VERSION = 1
 
@@ -80,7 +81,7 @@ def _examples(tars: Sequence[Path | RemotePath], headers: Sequence[dict], classe
         if set(header["counts"]) - {"ok"} - set(example):
             for entry in read_entries(tar):
                 if entry["status"] != "ok":
-                    example.setdefault(root_class(entry), f"{entry['key']}: {entry['message']}")
+                    example.setdefault(root_class(entry), printable(f"{entry['key']}: {entry['message']}", 2000))
         if len(example) == classes:
             break
     return example

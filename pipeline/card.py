@@ -20,7 +20,7 @@ from lipprep.pipeline.manifest import Clip, Manifest
 from lipprep.stages.lrw import is_lrw
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.shard.index import SPLITS, Index, Shard
-from lipprep.stages.untrusted import printable, read_text
+from lipprep.stages.untrusted import markdown, printable, read_text
 
 CARD = "README.md"
 _VERSION = 2  # raised when cards say something else of the same shards
@@ -139,7 +139,7 @@ def card_text(index: Index, manifest: Manifest, tally: Tally, *, licence: str | 
     size, words = index.crop_size, len(index.labels)
     parts = [
         _front(index, clips, licence) + "\n" + card_mark(index, manifest, licence),
-        f"# {_plain(index.dataset)}",
+        f"# {markdown(index.dataset)}",
         f"{clips:,} clips of {words} {'word' if words == 1 else 'words'}, each a mouth that says one: {size} x {size} "
         f"pixels, gray, {index.fps:g} frames a second. WebDataset shards, written by lipprep {__version__}.",
         "## Licence",
@@ -228,7 +228,7 @@ def _is_lrw(index: Index) -> bool:
 
 
 def _terms(index: Index, licence: str | None) -> str:
-    stated = _plain(licence) if licence else "Not stated: that of the videos"
+    stated = markdown(licence) if licence else "Not stated: that of the videos"
     bound = (
         "LRW belongs to the BBC, which gives it by an agreement, for research only: neither its videos nor crops of "
         "them may be passed on."
@@ -268,7 +268,7 @@ def _speakers(tally: Tally) -> list[str]:
 
 
 def _words(index: Index, tally: Tally) -> str:
-    shown = ", ".join(map(_plain, index.labels[:_SHOWN]))
+    shown = ", ".join(map(markdown, index.labels[:_SHOWN]))
     rest = len(index.labels) - _SHOWN
     more = f", and {rest} more, which `index.json` lists" if rest > 0 else ""
     absent = sum(not any(split.words[word] for split in tally.splits.values()) for word in index.labels)
@@ -293,7 +293,7 @@ def _kind(manifest: Manifest) -> str:
 
 def _sources(manifest: Manifest, tally: Tally) -> str:
     kinds = Counter(PurePosixPath(video).suffix.lower() for video in tally.videos)
-    told = ", ".join(f"{count:,} {_plain(suffix or 'without an ending')}" for suffix, count in sorted(kinds.items()))
+    told = ", ".join(f"{count:,} {markdown(suffix or 'without an ending')}" for suffix, count in sorted(kinds.items()))
     windows = sum(clip.start is not None for clip in manifest.clips)
     cut = f"; {windows:,} clips are windows of them" if windows else ""
     return f"{told or 'no'} files on {_kind(manifest)}{cut}"
@@ -305,7 +305,7 @@ def _parameters(index: Index) -> list[tuple[str, str]]:
     if "mean_face" in plain:
         plain["mean_face"] = "68 points of its own, in `index.json`" if plain["mean_face"] else "the published one"
     rows = [(name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in plain.items()]
-    return [(f"`{name}`", value if name == "mean_face" else _plain(_word(value))) for name, value in rows]
+    return [(f"`{name}`", value if name == "mean_face" else markdown(_word(value))) for name, value in rows]
 
 
 def _word(value: object) -> str:
@@ -352,15 +352,6 @@ def _pattern(shards: Sequence[Shard]) -> str:
     high = last.removesuffix(".tar").rpartition("-")[2]
     gapless = len(low) == len(high) and int(high) - int(low) == len(shards) - 1
     return f"{stem}-{{{low}..{high}}}.tar" if gapless and len(shards) > 1 else first
-
-
-def _plain(text: str) -> str:
-    r"""`text` as Markdown that shows it as it is: what others wrote marks nothing up, and links nowhere.
-
-    >>> _plain("<b>*so* www.x.org")
-    '\\<b\\>\\*so\\* www\\.x.org'
-    """
-    return re.sub(r"[\\`*_{}\[\]<>()#!|~&$@^]|:(?=//)|(?<=www)\.", r"\\\g<0>", printable(text))
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

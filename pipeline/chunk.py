@@ -63,8 +63,8 @@ def run_job(job: Job, *, tag: str | None = None) -> dict:
     cv2.setNumThreads(1)  # one process a core
     time_by_part()  # what is counted from here on is this chunk's
     with contextlib.ExitStack() as files:
-        landmarks = open_above(job.landmarks, LANDMARKS, "landmarks", files)
-        crops = open_above(job.crops, MOUTH, "crops", files)
+        landmarks = open_above(job, "landmarks", LANDMARKS, files)
+        crops = open_above(job, "crops", MOUTH, files)
         stock = files.enter_context(Stock(job))
         tar = files.enter_context(TarWriter(job.tar, tag or job.attempt, scratch=job.unfinished))
         journal = files.enter_context(Journal(job.tar, tag or job.attempt, job.unfinished))

@@ -53,7 +53,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
     from lipprep.pipeline.plan import stages_of, survey
     from lipprep.pipeline.wanted import wanted_of
     from lipprep.stages.failures import check_class
-    from lipprep.stages.untrusted import printable
+    from lipprep.stages.untrusted import cell, printable
 
     if kind is not None:
         check_class(kind)
@@ -69,7 +69,7 @@ def failures(manifest_path, root, work, out, kind: str | None, as_json: bool) ->
         click.echo(json.dumps(listing))
         return
     for failure in listing:
-        video = printable(failure["video"])
-        click.echo(f"{failure['class']}\t{failure['stage']}\t{video}\t{failure['message']}")
+        told = (failure["class"], failure["stage"], failure["video"], failure["message"])
+        click.echo("\t".join(str(cell(printable(text, 5000))) for text in told))
     counts = ", ".join(f"{name} {count}" for name, count in count_classes(listing).items())
     click.echo(f"{len(listing)} of {len(listed.clips)} clips failed{f': {counts}' if counts else ''}", err=True)

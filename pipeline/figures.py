@@ -4,7 +4,7 @@ Shapes: N clips, in the manifest's order.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,20 +15,16 @@ from tqdm import tqdm
 from lipprep.pipeline.likeness import groups_of, off_centre
 from lipprep.pipeline.manifest import Clip, Manifest
 from lipprep.pipeline.plan import STAGES, Layout
+from lipprep.pipeline.record_form import RECORDED_NUMBERS, RECORDED_TEXTS, Entry
 from lipprep.pipeline.records import Headers, all_entries, root_class
-from lipprep.stages.failures import FAILURES
 from lipprep.stages.quality import FACE, LOOK, face_vector, look_vector, motion_bits
 from lipprep.stages.remote import RemotePath
 
 OK, PENDING = "ok", "pending"
-TEXTS = ("face", "look", "motion")  # those that are no numbers
-NUMBERS = (
-    "num_frames", "face_share", "max_faces", "face_size", "jitter", "rotation", "centre_x", "centre_y", "scale",
-    "outside", "brightness", "black", "frozen", "sharpness", "movement", "jump", "off_centre",
-)  # fmt: skip
+TEXTS = RECORDED_TEXTS
+NUMBERS = (*RECORDED_NUMBERS, "off_centre")
 _DESCRIPTIONS = {"face": (face_vector, FACE), "look": (look_vector, LOOK**2)}
 _READ = {"face": face_vector, "look": look_vector, "motion": motion_bits}
-_CLASSES = tuple(FAILURES)
 _LARGEST = 1e12  # beyond any figure
 
 
@@ -80,7 +76,7 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
     """Read the records of `stages`, of which any may be missing or half done, to a table.
 
     What a clip is comes from the last stage that has it. Records that are damaged, or another data set's, say nothing,
-    nor do lines and figures that are none: shards may have come from anybody.
+    nor do figures that are none: shards may have come from anybody.
     """
     rows = {clip.key: row for row, clip in enumerate(manifest.clips)}
     N = len(manifest.clips)
@@ -102,32 +98,14 @@ def read_table(manifest: Manifest, layout: Layout, *, stages: Sequence[str] = ST
         tars = [tar for tar in tars if (header := header_of(tar)) and header.get("dataset") == manifest.name]
         read = tqdm(all_entries(tars), total=len(tars), desc=f"records of {stage}", unit="chunk", disable=not tars)
         for tar, entries in zip(tars, read, strict=True):
-            for row, entry in _known(rows, entries):
-                _add(table, row, stage, tar, entry)
+            for entry in entries:
+                if (row := rows.get(entry["key"])) is not None:
+                    _add(table, row, stage, tar, entry)
     table.columns["off_centre"][:] = off_centre(table.vectors("look"), groups_of(manifest.clips))
     return table
 
 
-def _known(rows: Mapping[str, int], entries: Sequence[dict]) -> Iterator[tuple[int, dict]]:
-    for entry in entries:
-        if _is_entry(entry) and (row := rows.get(entry["key"])) is not None:
-            yield row, entry
-
-
-def _is_entry(entry: object) -> bool:
-    """Whether a line has of a clip all that is read here, as a record has it."""
-    match entry:
-        case {"key": str(), "figures": dict(), "status": "ok", "offset": int() as offset, "members": [*members]}:
-            return offset >= 0 and all(isinstance(member, str) for member in members)
-        case {"key": str(), "figures": dict(), "status": "failed", "class": "upstream", "message": str()}:
-            above = entry.get("upstream")
-            return isinstance(above, dict) and above.get("stage") in STAGES and above.get("class") in _CLASSES
-        case {"key": str(), "figures": dict(), "status": "failed", "class": str() as kind, "message": str()}:
-            return kind in _CLASSES
-    return False
-
-
-def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: dict) -> None:
+def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: Entry) -> None:
     """What one stage's record says of a clip, over what the stages before said."""
     if entry["status"] == OK:
         table.kinds[row], table.messages[row], table.stages[row] = OK, "", ""
@@ -141,7 +119,7 @@ def _add(table: ClipTable, row: int, stage: str, tar: Path | RemotePath, entry: 
         table.stages[row] = entry["upstream"]["stage"] if entry["class"] == "upstream" else stage
         table.crops[row] = None
     for name, value in entry["figures"].items():
-        if name in table.columns and isinstance(value, int | float) and abs(value) <= _LARGEST:
+        if name in table.columns and value is not None and abs(value) <= _LARGEST:
             table.columns[name][row] = value
         elif name in table.texts and isinstance(value, str):
             with contextlib.suppress(ValueError):

@@ -11,11 +11,23 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
+
+from lipprep.pipeline.record_form import Entry, decode_entries
 from lipprep.pipeline.records import record_path
 from lipprep.stages.atomic import Output, abandon, temporary_path, temporary_paths
 
 _SLACK = 1.1
+
+
+class _Working(msgspec.Struct, forbid_unknown_fields=True):
+    working: Annotated[list[str], msgspec.Meta(min_length=1)]
+    reading: bool = False
+
+
+_working = msgspec.json.Decoder(_Working)
 
 
 def _journal(tar: Path) -> Path:
@@ -115,7 +127,7 @@ class Attempt:
 
     tag: str
     tar: Path
-    entries: list[dict]
+    entries: list[Entry]
     working: list[str] | None
     last_words: str
     reading: bool = False
@@ -137,15 +149,14 @@ def read_attempt(tar: Path, attempt: str, scratch: Path) -> Attempt | None:
     entries, working, reading = [], None, False
     for number, text in enumerate(lines):
         try:
-            line = json.loads(text)
-            if "working" in line:
-                working, reading = line["working"], line.get("reading", False)
+            if text.startswith(b'{"working": '):
+                line = _working.decode(text)
+                working, reading = line.working, line.reading
             else:
-                key, _ = line["key"], line["inputs"]
-                entries.append(line)
-                if working and key == working[-1]:
+                entries += (done := decode_entries(text))
+                if working and done and done[-1]["key"] == working[-1]:
                     working = None
-        except (ValueError, KeyError, TypeError):  # cut short, or no line of ours
+        except (ValueError, RecursionError):  # cut short, or no line of ours
             last_words = b"".join(lines[number:]).decode(errors="replace")
             break
     else:

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,14 @@ from lipprep.io.errors import LOG, UserError, debugging, log_internal_error
 from lipprep.pipeline.inputs import archive_name
 from lipprep.pipeline.manifest import Clip
 from lipprep.pipeline.wanted import Wanted, crop_parameters, load_mean_face
-from lipprep.stages.crop import Crop, Window, crop_clips
+from lipprep.stages.crop import Crop, Window, crop_clips, reach_failure
 from lipprep.stages.crop_files import read_crops
 from lipprep.stages.failures import ClipFailure
 from lipprep.stages.landmarks import BatchDetector, ClipLandmarks, Detector, load_detector, track, track_clips
 from lipprep.stages.quality import face_quality, mouth_quality
 from lipprep.stages.remote import RemotePath
 from lipprep.stages.scratch import local_scratch
-from lipprep.stages.shard.codec import encode_mouth, npy_bytes
+from lipprep.stages.shard.codec import check_frames, encode_mouth, most_frames, npy_bytes
 from lipprep.stages.stopwatch import spent, spent_on
 from lipprep.stages.store import RemoteError
 from lipprep.stages.untrusted import printable
@@ -31,6 +31,7 @@ from lipprep.stages.video import SoundFrames, read_frames
 LANDMARKS = "landmarks.npy"
 MOUTH = "mouth.npy"
 CLIP_TIMEOUT = 120.0  # seconds: hundreds of times what a clip of a word takes
+_MAX_MESSAGE = 5000  # characters: longer than any path
 _HELD = 1 << 27  # bytes of decoded frames that wait to be tracked together
 
 
@@ -95,7 +96,7 @@ class Made:
 
 def failed(kind: str, message: str, **more: object) -> Made:
     """A clip that cannot be used."""
-    return Made(None, {}, {"class": kind, "message": printable(message), **more})
+    return Made(None, {}, {"class": kind, "message": printable(message, _MAX_MESSAGE), **more})
 
 
 def refused(failure: ClipFailure) -> Made:
@@ -164,13 +165,14 @@ def _landmarks(video: str, clips: list[Clip], found: ClipLandmarks, frames: Soun
             made.append(refused(failure))
             continue
         points, count = found.points, len(found.points)
-        if clip.start is not None and count:
+        if (failure := reach_failure(clip.start, clip.num_frames, first + count, video)) is not None:
+            made.append(refused(failure))
+            continue
+        if clip.start is not None:
             # Frames beyond the video's ends repeat its edge frame.
             points = points[np.clip(np.arange(clip.start, clip.start + clip.num_frames) - first, 0, count - 1)]
-        seen = np.isfinite(points).all(axis=(1, 2)) if len(points) else np.zeros(0, bool)
-        if not count or (clip.start or 0) >= first + count:
-            made.append(failed("too_short", f"the clip starts at frame {clip.start or 0}, {video} has {first + count}"))
-        elif not seen.any():
+        seen = np.isfinite(points).all(axis=(1, 2))
+        if not seen.any():
             made.append(failed("no_face", f"no face was found in any of {len(points)} frames"))
         else:
             figures = {
@@ -258,16 +260,14 @@ def _track_all(clips: list[list[np.ndarray]], detector: BatchDetector) -> list[C
         return [_track_all([clip], detector)[0] for clip in clips]
 
 
-def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> list[np.ndarray]:
+def _boxed(frames: Iterable, box: tuple[int, int, int, int], video: str) -> Iterator[np.ndarray]:
     """The box of every frame: all that a fixed profile keeps of a video. ClipFailure where it leaves the frame."""
     x, y, w, h = box
-    patches = []
     for frame in frames:
         H, W = frame.shape[:2]
         if x + w > W or y + h > H:
             raise ClipFailure("error", f"the box {x},{y},{w},{h} leaves the {W}x{H} frames of {video}: change --box")
-        patches.append(np.ascontiguousarray(frame[y : y + h, x : x + w]))
-    return patches
+        yield np.ascontiguousarray(frame[y : y + h, x : x + w])
 
 
 def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None]) -> list[Crop | ClipFailure]:
@@ -277,17 +277,22 @@ def _cut(job: Job, video: str, clips: list[Clip], points: list[np.ndarray | None
     frames = spent_on("decode", sound)
     parameters = crop_parameters(job.wanted)
     if not parameters.needs_landmarks:
-        frames = _boxed(frames, parameters.box, video)  # how many there are, only they tell
-        if not frames and sound.failure is not None:
-            raise sound.failure
+        frames = _boxed(frames, parameters.box, video)
+        if first == 0 and last is None:  # how many there are, only they tell
+            frames = list(islice(frames, most_frames("npy", parameters.crop_size) + 1))
         parameters = dataclasses.replace(parameters, box=(0, 0, *parameters.box[2:]))
-    windows = [
-        Window(c.start, (c.num_frames or len(frames)) if p is None else len(p), p)
-        for c, p in zip(clips, points, strict=True)
-    ]
+    windows, failures = {}, {}
+    for clip, p in zip(clips, points, strict=True):
+        count = (clip.num_frames or len(frames)) if p is None else len(p)
+        try:  # before memory is taken for so many
+            check_frames(count, job.wanted.codec if job.stage == "shards" else "npy", parameters.crop_size)
+            windows[clip.key] = Window(clip.start, count, p)
+        except UserError as error:
+            failures[clip.key] = ClipFailure("too_long", str(error))
     with spent("warp"):
-        cut = crop_clips(frames, windows, parameters, first=first, face=_face(job.wanted.mean_face))
-    return [sound.lacks(c.start, c.num_frames) or crop for c, crop in zip(clips, cut, strict=True)]
+        cut = crop_clips(frames, list(windows.values()), parameters, first=first, face=_face(job.wanted.mean_face))
+    made = failures | dict(zip(windows, cut, strict=True))
+    return [sound.lacks(clip.start, clip.num_frames) or made[clip.key] for clip in clips]
 
 
 def _crop_figures(crop: Crop) -> dict:

@@ -14,12 +14,14 @@ import msgspec
 from lipprep.io.errors import UserError
 from lipprep.stages.atomic import check_own, replacing
 from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.shard.codec import most_frames
 from lipprep.stages.shard.index import SPLITS, check_labels
 from lipprep.stages.untrusted import check_file, printable
 
 MANIFEST_VERSION = 1
 CHUNK_SIZE = 512  # clips: about a minute of landmarks, 34 MB of JPEG strips
-MAX_FRAMES = 100_000  # of a window: over an hour, and far beyond any word
+MAX_FRAMES = most_frames("npy", 96)  # of a window, 29,127: more than a clip of crops can have at the usual size
+MAX_TRACKED = 100_000  # frames of a stretch in which faces are followed
 MAX_START = 10**9  # frames: over a year of video
 MAX_CHUNK = 10**6
 _MAX_SECONDS = 1e9
@@ -248,10 +250,13 @@ def check_clip(clip: Clip, labels: Sequence[str]) -> None:
     if clip.start is not None and not -clip.num_frames < clip.start <= MAX_START:
         raise UserError(f"the window of {clip.num_frames} frames from frame {clip.start} on sees nothing of a video")
     if (clip.num_frames or 0) > MAX_FRAMES:
-        raise UserError(f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}: cut it into several")
+        raise UserError(
+            f"a window of {clip.num_frames} frames is longer than {MAX_FRAMES}, which is what fits into a clip: "
+            "cut it into several"
+        )
     if clip.tracked_from is not None or clip.tracked_to is not None:
         first, last = clip.tracked_from, clip.tracked_to
-        if clip.start is None or None in (first, last) or not 0 <= first < last <= MAX_START + MAX_FRAMES:
+        if clip.start is None or None in (first, last) or not 0 <= first < last <= min(first, MAX_START) + MAX_TRACKED:
             raise UserError(f"tracked_from {first} and tracked_to {last} are no frames round those of a window")
     for name in ("word_start", "word_end", "duration"):
         value = getattr(clip, name)
@@ -274,7 +279,7 @@ def _lines(path: Path) -> Iterator[tuple[int, object]]:
                 if line.strip():
                     yield number, json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{printable(path)}, line {number} is no JSON ({printable(error)})") from error
+                raise UserError(f"{printable(path)}, line {number} is no JSON ({_short(error)})") from error
 
 
 def _header(header: object) -> tuple[tuple[str, ...], float, int, int, Path]:
@@ -385,8 +390,7 @@ def _read_with_care(path: Path, labels: Sequence[str]) -> list[Clip]:
 
 
 def _short(error: Exception) -> str:
-    text = printable(error)
-    return text if len(text) <= 1000 else f"{text[:1000]} ..."
+    return printable(error, 1000)
 
 
 def find_manifest(folder: Path = Path("manifests")) -> Path:

@@ -302,7 +302,7 @@ class _Judge:
         def changed(video: str) -> int:
             count = 0
             for name, path in source_files(root, video, archive).items():
-                part = videos[video] if name == "video" or videos[video] is None else videos[video][name]
+                part = videos[video] if name == "video" or videos[video] is None else videos[video].get(name)
                 if part is not None and file_stat(path) is not None:
                     count += part.get("sha256") != content_digest(path)
             return count
@@ -313,4 +313,4 @@ class _Judge:
 
 def _result(header: dict) -> str:
     """All that another stage reads of a chunk: its tar, the videos that it was made from, and what failed."""
-    return digest([header["tar"]["sha256"], header["content"], header["absent"], header["failed"]])
+    return digest([header["tar"]["sha256"], *map(header.get, ("content", "absent", "failed"))])

@@ -17,11 +17,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO
 
+from lipprep.io.errors import UserError
+from lipprep.pipeline.record_form import RECORD_VERSION, Entry, Header, decode_entries, decode_header
 from lipprep.stages.atomic import fsync_folder, replacing
 from lipprep.stages.remote import REQUESTS, RemotePath, RemoteStat
 from lipprep.stages.shard.writer import TarWriter
 
-RECORD_VERSION = 3
 LONGEST_HEADER = 1 << 24  # bytes of a header; a line without an end takes no more memory
 # Other versions of these may give other bytes for the same clip.
 _USUAL_HEADER = 1 << 14  # bytes that most headers fit into
@@ -79,12 +80,11 @@ def commit(tar: TarWriter, header: dict, entries: Sequence[dict]) -> dict:
     record goes first: at no moment does a record stand beside a tar that it does not describe.
     """
     lines = b"".join(json.dumps(e, allow_nan=False).encode() + b"\n" for e in entries)
-    counts = Counter("ok" if e["status"] == "ok" else root_class(e) for e in entries)
     header = {
         "lipprep_record": RECORD_VERSION,
         **header,
         "planned": len(entries),
-        "counts": dict(sorted(counts.items())),
+        "counts": count_classes(entries),
         "parts": _total_parts(header["parts"], entries),
         "entries": {"bytes": len(lines), "sha256": hashlib.sha256(lines).hexdigest()},
         "tar": {"bytes": tar.bytes, "sha256": tar.sha256},
@@ -115,29 +115,33 @@ def uncommit(tar: Path | RemotePath) -> None:
         fsync_folder(path.parent)
 
 
-def root_class(entry: dict) -> str:
+def count_classes(entries: Iterable[Mapping]) -> dict[str, int]:
+    """Count clips by class, `ok` among them, in the order of the classes' names."""
+    counts = Counter("ok" if e["status"] == "ok" else root_class(e) for e in entries)
+    return dict(sorted(counts.items()))
+
+
+def root_class(entry: Mapping) -> str:
     """The class of the failure that a clip is missing for, in whichever stage it happened."""
     return entry["upstream"]["class"] if entry["class"] == "upstream" else entry["class"]
 
 
-def unseal(line: bytes) -> dict | None:
-    """The header in a record's first line, without its digest; None where the two do not agree."""
-    try:
-        header = json.loads(line)
-        del header["check"]
-        return header if _sealed(header) == line and header["lipprep_record"] == RECORD_VERSION else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+def unseal(line: bytes) -> Header:
+    """Decode the header in a record's first line. Raises UserError where it was changed, or is not of the schema."""
+    body, _, check = line.rpartition(b', "check": ')
+    if check != b'"%s"}\n' % hashlib.sha256(body + b"}").hexdigest().encode():
+        raise UserError(f"its first line was changed since it was written, or is not of version {RECORD_VERSION}")
+    return decode_header(line)
 
 
-def _valid(line: bytes, record: int, tar: int) -> dict | None:
+def _valid(line: bytes, record: int, tar: int) -> Header | None:
     """The header in a record's first line, if it is sound, and record and tar have the sizes that it says, in bytes."""
-    header = unseal(line)
     try:
-        whole = len(line) + header["entries"]["bytes"] == record
-        return header if whole and tar == header["tar"]["bytes"] else None
-    except (KeyError, TypeError):
+        header = unseal(line)
+    except UserError:
         return None
+    whole = len(line) + header["entries"]["bytes"] == record
+    return header if whole and tar == header["tar"]["bytes"] else None
 
 
 def first_line(record: Path | RemotePath) -> bytes:
@@ -154,7 +158,7 @@ def _open(path: Path | RemotePath) -> BinaryIO:
     return path.open("rb")
 
 
-def _read(tar: Path | RemotePath, *, entries: bool) -> tuple[dict, bytes] | None:
+def _read(tar: Path | RemotePath, *, entries: bool) -> tuple[Header, bytes] | None:
     """The header of the record of `tar` and, if asked for, what follows it; None where they are not committed."""
     try:
         size = tar.stat().st_size
@@ -169,29 +173,33 @@ def _read(tar: Path | RemotePath, *, entries: bool) -> tuple[dict, bytes] | None
         return None
 
 
-def read_header(tar: Path | RemotePath) -> dict | None:
+def read_header(tar: Path | RemotePath) -> Header | None:
     """The header of the record of `tar`; None where the two are not committed together."""
     found = _read(tar, entries=False)
     return found and found[0]
 
 
-def read_record(tar: Path | RemotePath) -> tuple[dict | None, list[dict]]:
+def read_record(tar: Path | RemotePath) -> tuple[Header | None, list[Entry]]:
     """The header of the record of `tar` and the clips' lines.
 
-    No header where the two are not committed together, no lines where these are damaged.
+    No header where the two are not committed together, no lines where these are damaged or not those that it counts.
     """
     header, lines = _read(tar, entries=True) or (None, b"")
     if header is None or hashlib.sha256(lines).hexdigest() != header["entries"]["sha256"]:
         return header, []
-    return header, [json.loads(line) for line in lines.splitlines()]
+    try:
+        entries = decode_entries(lines)
+    except UserError:
+        return header, []
+    return header, entries if count_classes(entries) == header["counts"] else []
 
 
-def read_entries(tar: Path | RemotePath) -> list[dict]:
+def read_entries(tar: Path | RemotePath) -> list[Entry]:
     """The clips' lines of the record of `tar`; none where it is not committed or the record is damaged."""
     return read_record(tar)[1]
 
 
-def all_entries(tars: Sequence[Path | RemotePath]) -> Iterator[list[dict]]:
+def all_entries(tars: Sequence[Path | RemotePath]) -> Iterator[list[Entry]]:
     """The clips' lines of the records of several tars, one after another: those of all tars would fill the memory."""
     if not any(isinstance(tar, RemotePath) for tar in tars):
         yield from map(read_entries, tars)
@@ -219,7 +227,7 @@ class Headers:
     def __init__(self, folder: Path | RemotePath) -> None:
         self._folder = folder
 
-    def __call__(self, tar: Path | RemotePath) -> dict | None:
+    def __call__(self, tar: Path | RemotePath) -> Header | None:
         """What `read_header` gives."""
         if not isinstance(self._folder, RemotePath):
             return read_header(tar)

@@ -26,7 +26,7 @@ from lipprep.pipeline.manifest import (
 from lipprep.pipeline.splits import draw_splits
 from lipprep.stages.remote import REQUESTS, RemotePath, place
 from lipprep.stages.shard.index import check_labels
-from lipprep.stages.untrusted import check_file, is_file, printable, read_text
+from lipprep.stages.untrusted import MAX_ECHO, check_file, is_file, printable, read_text
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 FPS = 25.0  # of LRW and GRID, and of every model trained on them
@@ -248,7 +248,7 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
             if not {"video", "word"} <= set(columns):
                 raise UserError(f"{name} needs the columns video and word (others: {', '.join(_CSV)})")
             if unknown := set(columns) - set(_CSV) - _DEALT:
-                raise UserError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)))}")
+                raise UserError(f"{name} has unknown columns {printable(', '.join(sorted(unknown)), MAX_ECHO)}")
             known = [(n, column, _CSV[column]) for n, column in enumerate(columns) if column in _CSV]
             for cells in rows:
                 if not cells:
@@ -260,7 +260,7 @@ def read_csv(path: Path, words: set[str] | None = None) -> Iterator[Row]:
                     if "video" not in fields or "word" not in fields:
                         raise UserError("video or word is empty")
                 except ValueError as error:
-                    raise UserError(f"{name}, line {rows.line_num}: {error}") from None
+                    raise UserError(f"{name}, line {rows.line_num}: {printable(error, MAX_ECHO)}") from None
                 # ./a and a are one file, and must be one name.
                 if "./" in fields["video"] or "//" in fields["video"]:
                     fields["video"] = PurePosixPath(fields["video"]).as_posix()

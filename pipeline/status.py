@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lipprep.pipeline.plan import Chunk
 from lipprep.pipeline.records import add_counts
+from lipprep.stages.untrusted import MAX_ECHO, printable
 
 STATES = ("fresh", "stale", "missing")
 
@@ -69,7 +70,9 @@ def table(rows: Sequence[dict]) -> str:
         ok = row["clips"].get("ok", 0)
         failed = sum(row["clips"].values()) - ok
         lines.append(f"{row['stage']:10} {states} {ok:9} {failed:9}")
-        lines += [f"    stale: {reason} ({count} chunks)" for reason, count in row["reasons"].items()]
+        lines += [
+            f"    stale: {printable(reason, MAX_ECHO)} ({count} chunks)" for reason, count in row["reasons"].items()
+        ]
         if row["damaged"]:
             lines.append(
                 f"    missing: tar or record cut, damaged, or of another version of lipprep ({row['damaged']} chunks)"
@@ -81,10 +84,11 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def _timing_lines(timing: dict) -> list[str]:
-    if not timing["clips"] or timing["clips_a_second_a_worker"] is None:
+    if not timing["clips"] or not timing["worker_seconds"]:
         return ["    time: nothing was made yet"]
     spent = ", ".join(
-        f"{part} {100 * seconds / timing['worker_seconds']:.1f} %" for part, seconds in timing["parts"].items()
+        f"{printable(part, MAX_ECHO)} {100 * seconds / timing['worker_seconds']:.1f} %"
+        for part, seconds in timing["parts"].items()
     )
     return [
         f"    time: {timing['worker_seconds']:.1f} s of one worker, {timing['ms_a_clip']:.1f} ms a clip, "

@@ -14,6 +14,7 @@ from lipprep.pipeline.inputs import file_digest
 from lipprep.pipeline.journal import attempts
 from lipprep.pipeline.make import Job, Made, failed
 from lipprep.pipeline.manifest import Clip
+from lipprep.pipeline.record_form import Entry
 from lipprep.pipeline.records import all_entries, read_header, read_record, uncommit
 from lipprep.stages.atomic import fetched
 from lipprep.stages.remote import RemotePath
@@ -28,7 +29,7 @@ _FEW = 16  # clips of a remote tar that are fetched one by one; for more, the ta
 class Above:
     """The chunk that this one is made from: its entries by key, the videos out of reach then, and its members."""
 
-    entries: dict[str, dict]
+    entries: dict[str, Entry]
     absent: set[str]
     members: TarMembers
     extension: str
@@ -48,13 +49,19 @@ class Above:
         return failed("upstream", entry["message"], upstream=origin)
 
 
-def open_above(tar: Path | RemotePath | None, extension: str, stage: str, files: contextlib.ExitStack) -> Above | None:
+def open_above(job: Job, stage: str, extension: str, files: contextlib.ExitStack) -> Above | None:
+    """Open the tar of `stage` that the chunk of `job` is made from; None where it is made from no such one.
+
+    Raises ValueError where it is damaged, and lets the stage make it again.
+    """
+    tar = {"landmarks": job.landmarks, "crops": job.crops}[stage]
     if tar is None:
         return None
     header, lines = read_record(tar)
     entries = {e["key"]: e for e in lines}
+    whole = header is not None and all(clip.key in entries for clip in job.clips)
     with spent("wait"):
-        local = files.enter_context(fetched(tar)) if header is not None and entries else None
+        local = files.enter_context(fetched(tar)) if whole else None
     if local is None or file_digest(local) != header["tar"]["sha256"]:
         if header == read_header(tar):  # not made anew while it was read
             uncommit(tar)

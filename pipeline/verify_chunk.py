@@ -1,7 +1,6 @@
 """One tar and its record, each read once and held against each other."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from lipprep.io.errors import UserError
-from lipprep.pipeline.records import LONGEST_HEADER, RECORD_VERSION, record_path, root_class, unseal
+from lipprep.pipeline.record_form import Header, decode_entries
+from lipprep.pipeline.records import LONGEST_HEADER, record_path, root_class, unseal
 from lipprep.pipeline.verify_tar import Found, Members, TarReader, Walked, open_plain, walk
 from lipprep.stages.atomic import fetched
 from lipprep.stages.remote import RemotePath
@@ -52,7 +52,7 @@ class Findings:
         first = f"remove {' and '.join(map(printable, remove))} and " if remove else ""
         remedy = remedy or f"{first}{self.again}"
         self.listed.append(
-            Finding(printable(file), key and printable(key), kind, printable(message)[:_LONGEST_MESSAGE], remedy)
+            Finding(printable(file), key and printable(key), kind, printable(message, _LONGEST_MESSAGE), remedy)
         )
 
 
@@ -101,7 +101,7 @@ class Chunk:
         return record_path(Path(self.name)).name
 
 
-def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[dict | None, list[Entry]]:
+def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[Header | None, list[Entry]]:
     """The header and the clips of the record of `tar`; None and none where it is not usable.
 
     With a finding, unless there is none.
@@ -109,7 +109,7 @@ def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[dict | None
     path = record_path(tar)
     try:
         with fetched(path) as local, open_plain(local) as file:
-            header = _header(file.readline(LONGEST_HEADER))
+            header = unseal(file.readline(LONGEST_HEADER))
             lines = hashlib.sha256()
             entries = [_entry(line) for line in _lines(file, lines)]
         if lines.hexdigest() != header["entries"]["sha256"]:
@@ -122,17 +122,17 @@ def read_record(tar: Path | RemotePath, findings: Findings) -> tuple[dict | None
             raise
         message = f"the record cannot be read: {error.strerror or error}"
         findings.add("unreadable", path.name, message, remove=[path.name])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except UserError as error:
         findings.add("bad_record", path.name, f"the record is damaged ({error})", remove=[path.name])
     return None, []
 
 
-def read_record_header(tar: Path | RemotePath) -> dict | None:
+def read_record_header(tar: Path | RemotePath) -> Header | None:
     """The header of the record of `tar`; None where it is not usable."""
     try:
         with open_plain(record_path(tar)) as file:
-            return _header(file.readline(LONGEST_HEADER))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return unseal(file.readline(LONGEST_HEADER))
+    except (OSError, UserError):
         return None
 
 
@@ -142,43 +142,21 @@ def _lines(file: BinaryIO, digest: "hashlib._Hash") -> Iterator[bytes]:
         yield line
 
 
-def _header(line: bytes) -> dict:
-    """The header in the first line of a record. Raises ValueError, and others, where it is none, or changed."""
-    header = unseal(line)
-    if header is None:
-        raise UserError(f"its first line was changed since it was written, or is not of version {RECORD_VERSION}")
-    for value, kind in (
-        (header["stage"], str),
-        (header["dataset"], str),
-        (header["parameters"], dict),
-        (header["planned"], int),
-        (header["end"], int),
-        (header["counts"], dict),
-        (header["entries"]["sha256"], str),
-        (header["tar"]["bytes"], int),
-        (header["tar"]["sha256"], str),
-    ):
-        if type(value) is not kind:
-            raise UserError("its first line is of a wrong form")
-    if header["end"] >> 62:  # beyond any disk, and below any int64
-        raise UserError("its first line is of a wrong form")
-    return header
-
-
 def _entry(line: bytes) -> Entry:
-    plain = json.loads(line)
-    key = plain["key"]
+    (plain,) = decode_entries(line)
     video = (plain["source"] or {}).get("sha256")
     if plain["status"] != "ok":
-        entry = Entry(key, root_class(plain), source=video)
-    else:
-        members, frames = tuple(plain["members"]), plain["figures"].get("num_frames")
-        entry = Entry(key, None, members, plain["crc32"], plain.get("digest"), plain["offset"], frames, video)
-    of_text = (entry.key, entry.failure or "", entry.sha256 or "", entry.source or "", *entry.members)
-    of_numbers = (entry.crc32, entry.offset, entry.num_frames or 0)
-    if {type(t) for t in of_text} != {str} or {type(n) for n in of_numbers} != {int} or entry.offset >> 62:
-        raise UserError(f"what it says of clip {printable(key)} is of a wrong form")
-    return entry
+        return Entry(plain["key"], root_class(plain), source=video)
+    return Entry(
+        plain["key"],
+        None,
+        tuple(plain["members"]),
+        plain["crc32"],
+        plain.get("digest"),
+        plain["offset"],
+        plain["figures"]["num_frames"],
+        video,
+    )
 
 
 def read_chunk(

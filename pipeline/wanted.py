@@ -10,7 +10,7 @@ import numpy as np
 from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
 from lipprep.stages.remote import RemotePath
-from lipprep.stages.untrusted import check_file, check_yaml, printable, read_text
+from lipprep.stages.untrusted import check_file, parse_settings, printable, read_text
 
 if TYPE_CHECKING:
     from lipprep.pipeline.plan import Layout
@@ -54,16 +54,11 @@ def read_wanted(path: Path | RemotePath) -> Wanted:
     """What plan.yaml says, or the defaults. Raises ValueError for a file that is not of this form."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     if not path.exists() and not path.is_symlink():
         return Wanted()
     try:
-        text = read_text(path, "plan", limit=_MAX_PLAN)
-        check_yaml(text)
-        plain = OmegaConf.create(text)
-        if not OmegaConf.is_dict(plain):
-            raise UserError("it is no mapping of settings")
+        plain = parse_settings(read_text(path, "plan", limit=_MAX_PLAN))
         fields = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Wanted), plain))
         # OmegaConf's tuples are of any length.
         box = fields["box"]
@@ -71,7 +66,7 @@ def read_wanted(path: Path | RemotePath) -> Wanted:
             raise UserError("box is null, which only that of crops in files may be")
         if box is not None and len(box) != 4:
             raise UserError(f"box has {len(box)} numbers, not 4")
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{printable(path)} is no plan of lipprep's: {printable(reason)}; mend or remove it") from error
     return Wanted(**{**fields, "box": box and tuple(box)})

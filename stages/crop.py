@@ -12,6 +12,7 @@ from lipprep.stages.failures import ClipFailure
 from lipprep.stages.gray import gray_from_bgr
 from lipprep.stages.video import GrayFrame
 
+MAX_REPEATED = 1000  # frames that a window may reach beyond its video's ends: each is stored
 _AT_ONCE = 1 << 20  # bytes of frames' parts that are warped in a row: about three clips of LRW
 
 
@@ -73,6 +74,21 @@ class Window:
     start: int | None
     num_frames: int | None
     points: np.ndarray | None = None
+
+
+def reach_failure(
+    start: int | None, num_frames: int | None, count: int, video: str = "the video"
+) -> ClipFailure | None:
+    """Why a window of a video of `count` frames cannot be cut: it sees none of them, or reaches too far beyond them."""
+    if not count or (start or 0) >= count:
+        return ClipFailure("too_short", f"the clip starts at frame {start or 0}, {video} has {count}")
+    if start is not None and (repeated := max(0, -start) + max(0, start + num_frames - count)) > MAX_REPEATED:
+        return ClipFailure(
+            "too_short",
+            f"the window of {num_frames} frames from frame {start} on has {repeated} frames beyond the {count} of "
+            f"{video}, at most {MAX_REPEATED} are repeated: list a shorter window",
+        )
+    return None
 
 
 def _bilinear(frame_HWC: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
@@ -177,7 +193,8 @@ def crop_clips(
 ) -> list[Crop | ClipFailure]:
     """Cut the clips of one video while its frames come by, once; each gets its crops or the reason why not.
 
-    `frames` are those of `read_frames` from number `first` on: gray, or BGR where `parameters.exact`.
+    `frames` are those of `read_frames` from number `first` on: gray, or BGR where `parameters.exact`. A clip's crops
+    take T x S x S bytes, and its matrices more where S is small, so how many frames it has is for the caller to bound.
     `face` is the mean face (68, 2), by default the published one. What the frames' iterator raises (a video
     that cannot be read) is raised: it concerns all clips.
     """
@@ -208,8 +225,8 @@ def crop_clips(
         T = len(cutters[n].mouth)
         if window.start is None and count != T:
             outcome[n] = ClipFailure("landmarks_mismatch", f"landmarks for {T} frames, but the video has {count}")
-        elif window.start is not None and window.start >= count:
-            outcome[n] = ClipFailure("too_short", f"the clip starts at frame {window.start}, the video has {count}")
+        elif (failure := reach_failure(window.start, T, count)) is not None:
+            outcome[n] = failure
         else:
             for t in range(max(0, count - (window.start or 0)), T):
                 cutters[n].cut(t, frame)

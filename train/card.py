@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lipprep.stages.untrusted import printable, read_text
+from lipprep.stages.untrusted import markdown, printable, read_text
 from lipprep.train.checkpoint import BEST, Checkpoint
 from lipprep.train.config import Config, config_from
 from lipprep.train.device import new_model
@@ -105,11 +105,11 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
         network = new_model(config.model, num_classes=len(labels))
     results = evaluations(path.parent, checkpoint.step)
     parameters = sum(weight.numel() for weight in network.parameters())
-    words = ", ".join(f"`{printable(label)}`" for label in labels[:_SHOWN])
+    words = ", ".join(f"{markdown(label)}" for label in labels[:_SHOWN])
     parts = [
-        f"# {printable(file.name)}",
+        f"# {markdown(file.name)}",
         f"A lip reader of {len(labels)} words, from silent video of a mouth. Written by lipprep "
-        f"{metadata.version('lipprep')} from {printable(path.name)}, {_origin(checkpoint, config)}.",
+        f"{metadata.version('lipprep')} from {markdown(path.name)}, {_origin(checkpoint, config)}.",
         "## What it reads and answers",
         *_signature(checkpoint, network, format),
         _use(checkpoint, format, file, network),
@@ -144,8 +144,8 @@ def model_card(checkpoint: Checkpoint, *, path: Path, format: str, file: Path) -
 
 def _origin(checkpoint: Checkpoint, config: Config) -> str:
     if imported := config.resolved.get("imported"):
-        family = printable(config.resolved.get("family", "other"))
-        return f"imported from {printable(imported)}, a checkpoint of {family}'s code"
+        family = markdown(config.resolved.get("family", "other"))
+        return f"imported from {markdown(imported)}, a checkpoint of {family}'s code"
     average = "" if checkpoint.ema is None else ", the moving average of its weights"
     return f"step {checkpoint.step} of its training{average}"
 
@@ -184,7 +184,7 @@ def _signature(checkpoint: Checkpoint, network: LipReader, format: str) -> list[
 
 def _crops(checkpoint: Checkpoint) -> str:
     parameters = checkpoint.parameters
-    told = [f"profile {printable(parameters['profile'])}", f"crop size {parameters['crop_size']}"]
+    told = [f"profile {markdown(parameters['profile'])}", f"crop size {parameters['crop_size']}"]
     if parameters.get("box"):
         told.append(f"box {', '.join(map(str, parameters['box']))}")
     elif parameters["profile"] == "fixed":
@@ -194,7 +194,7 @@ def _crops(checkpoint: Checkpoint) -> str:
     if parameters.get("exact"):
         told.append("exact")
     if landmarks := parameters.get("identity") or parameters.get("detector"):
-        told.append(f"landmarks of {printable(landmarks)}")
+        told.append(f"landmarks of {markdown(landmarks)}")
     if parameters.get("mean_face") is not None:
         told.append("a mean face of its own")
     return ", ".join(told)
@@ -250,14 +250,14 @@ def _data(checkpoint: Checkpoint, run: Path, results: list[dict]) -> list[tuple[
     evaluated = ", ".join(_names(results))
     return [
         ("data set", name or (f"{evaluated}, as its evaluation says" if evaluated else "its name is not known here")),
-        ("fingerprint", f"`{printable(checkpoint.dataset)}`" if checkpoint.dataset else "none"),
+        ("fingerprint", f"{markdown(checkpoint.dataset)}" if checkpoint.dataset else "none"),
         ("clips", clips or "not known here"),
         ("crops", _crops(checkpoint)),
     ]
 
 
 def _names(results: list[dict]) -> list[str]:
-    return sorted({printable(each["dataset"]) for each in results})
+    return sorted({markdown(each["dataset"]) for each in results})
 
 
 def _summary(checkpoint: Checkpoint, run: Path) -> tuple[str, str]:
@@ -266,8 +266,8 @@ def _summary(checkpoint: Checkpoint, run: Path) -> tuple[str, str]:
         summary = json.loads(read_text(run / "summary.json", "summary", limit=_MAX_RESULTS))
         if summary["dataset"] != checkpoint.dataset:
             return "", ""
-        clips = ", ".join(f"{int(count):,} {printable(split)}" for split, count in summary["clips"].items())
-        return printable(summary.get("dataset_name", "")), clips
+        clips = ", ".join(f"{int(count):,} {markdown(split)}" for split, count in summary["clips"].items())
+        return markdown(summary.get("dataset_name", "")), clips
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", ""
 
@@ -305,7 +305,7 @@ def _how(config: Config, parameters: int) -> list[tuple[str, str]]:
         learnt = {name: Path(value) for name in ("init_from", "teacher") if (value := getattr(config, name))}
         # Of a checkpoint file, the run that it is in.
         rows += [(name, "/".join(path.parts[-2:] if path.suffix else path.parts[-1:])) for name, path in learnt.items()]
-    return [(name, printable(text)) for name, text in rows]
+    return [(name, markdown(text)) for name, text in rows]
 
 
 def _accuracy(checkpoint: Checkpoint, results: list[dict], *, best: bool) -> list[str]:
@@ -319,7 +319,7 @@ def _accuracy(checkpoint: Checkpoint, results: list[dict], *, best: bool) -> lis
         parts.append(_table(("data set, split", "clips", "top-1 (95 % interval)", "top-5"), rows))
         if known := [each for each in results if "boundaries_known" in each]:
             counts = ", ".join(f"{each['boundaries_known']} of {each['clips']} in {each['split']}" for each in known)
-            parts.append(f"Word boundaries were told where they are known: {printable(counts)}.")
+            parts.append(f"Word boundaries were told where they are known: {markdown(counts)}.")
     else:
         parts.append("Not evaluated: `lipprep evaluate` measures it, and the next export tells what it found.")
     if checkpoint.best is not None:
@@ -352,7 +352,7 @@ def _calibration_error(results: Mapping) -> str:
     ece, calibrated, kept = (f"{100 * found[name]:.1f} %" for name in ("ece", "ece_calibrated", "kept"))
     right = f", of which {100 * found['kept_top1']:.1f} % are right" if "kept_top1" in found else ""
     return (
-        f"{printable(results['dataset'])}, {printable(results['split'])}: calibration error (ECE) {ece}, with the "
+        f"{markdown(results['dataset'])}, {markdown(results['split'])}: calibration error (ECE) {ece}, with the "
         f"temperature {calibrated}; by the threshold it answers {kept} of the clips{right}."
     )
 
@@ -361,7 +361,7 @@ def _row(results: Mapping, more: str = "") -> tuple[str, ...]:
     """A row of the table of accuracies. Raises KeyError, TypeError or ValueError where `results` are none."""
     low, high = results["top1_interval95"]
     top1 = f"{100 * results['top1']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-    split = printable(f"{results['dataset']}, {results['split']}")
+    split = markdown(f"{results['dataset']}, {results['split']}")
     return f"{split}{more}", f"{int(results['clips']):,}", top1, f"{100 * results['top5']:.1f} %"
 
 

@@ -196,7 +196,9 @@ def _check_model(config: object, weights: dict, *, num_classes: int) -> None:
     try:
         with torch.device("meta"):  # shapes alone
             wanted = sum(t.numel() for t in build(config, num_classes=num_classes).state_dict().values())
-    except (TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"the settings model.* are of a wrong form: {error}") from error
     if wanted > there:
         raise UserError(f"its config describes a network of {wanted} weights, but it holds {there}")
@@ -280,8 +282,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         check_labels(state["labels"])
         check_parameters(state["parameters"], state["fps"])
-        if not 1 <= state["fps"] <= 1000:
-            raise UserError(f"its fps is {state['fps']}, no rate of frames from 1 to 1000")
     except UserError as error:
         raise UserError(f"{name} is a damaged checkpoint (parameters: {printable(error)})") from error
     try:

@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from lipprep.io.errors import UserError
 from lipprep.stages.atomic import write_text
-from lipprep.stages.untrusted import check_yaml
+from lipprep.stages.untrusted import MAX_ECHO, check_yaml, parse_settings, printable
 from lipprep.train.draws import AugmentOptions
 
 DEFAULT_RECIPE = "lrw_resnet18_mstcn_prelu"
@@ -188,13 +188,13 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
     """
     if any("${" in text for text in (*_strings(plain), *overrides)):
         raise UserError("settings with ${...} in them are not read: write the value itself")
+    for override in overrides:
+        _check_override(override)
     try:
         plain = {**plain, "model": _fitting(plain["model"], overrides)} if "model" in plain else dict(plain)
         config = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(plain))
         for override in overrides:
-            key, equals, _ = override.partition("=")
-            if not equals:
-                raise UserError(f"{override!r} is no override: write key=value, as in lr=1e-3")
+            key = override.partition("=")[0]
             known = list(_keys(OmegaConf.to_container(config)))
             if key not in known and not key.startswith("model."):  # of those, the network knows
                 close = difflib.get_close_matches(key, known, n=3)
@@ -210,8 +210,21 @@ def config_from(plain: Mapping, overrides: Sequence[str] = ()) -> Config:
         return OmegaConf.to_object(config)
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
-    except YAMLError as error:
-        raise UserError(f"the overrides {' '.join(overrides)} hold no readable YAML value") from error
+
+
+def _check_override(override: str) -> None:
+    """Raise ValueError where an override is no `key=value`, or its value is no YAML that is read."""
+    _, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"{printable(override, MAX_ECHO)!r} is no override: write key=value, as in lr=1e-3")
+    try:
+        check_yaml(value)
+        OmegaConf.from_dotlist([override])
+    except UserError as error:
+        raise UserError(f"the override {printable(override, MAX_ECHO)}: {error}") from error
+    # Numbers such as 0x_ raise whatever Python's conversion does.
+    except (OmegaConfBaseException, YAMLError, ValueError, ArithmeticError) as error:
+        raise UserError(f"the override {printable(override, MAX_ECHO)} holds no readable YAML value") from error
 
 
 def _fitting(model: Any, overrides: Sequence[str]) -> Any:
@@ -257,14 +270,9 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 def read_settings(path: Path | Traversable) -> dict:
     """The settings of a YAML (or JSON) file as plain containers. Raises ValueError where it holds none."""
     try:
-        text = path.read_text(encoding="utf-8")
-        check_yaml(text)
-        plain = OmegaConf.create(text)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, AssertionError) as error:
-        raise UserError(f"{path.name} is no readable YAML: {error}") from error
-    if not OmegaConf.is_dict(plain):
-        raise UserError(f"{path.name} is no mapping of settings")
-    return OmegaConf.to_container(plain, resolve=False)
+        return parse_settings(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{printable(path.name)}: {error}") from error
 
 
 def _leaves(tree: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

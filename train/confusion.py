@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lipprep.stages.atomic import replacing, write_text
+from lipprep.stages.untrusted import cell
 
 CONFUSION_FILES = ("words.csv", "confusion.csv", "confusion.png")
 
@@ -88,5 +89,5 @@ def draw_confusion(confusion_CC: np.ndarray, labels: Sequence[str], path: Path, 
 
 def _csv(rows: Iterable[Sequence]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
     return text.getvalue()

@@ -9,14 +9,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lipprep.stages.atomic import write_text
-from lipprep.stages.untrusted import printable
+from lipprep.stages.untrusted import printable, shortened
 
 METRICS = "metrics.jsonl"
+_MAX_WARNING = 3000  # characters
 
 
 def warn(text: str) -> None:
     """Say it on stderr, above any progress bar; what is not printable in it is escaped."""
-    lines = [printable(line) for line in text.split("\n")]
+    lines = [printable(line) for line in shortened(text, _MAX_WARNING).split("\n")]
     tqdm.write("warning: " + "\n".join(lines), file=sys.stderr)
 
 
@@ -95,9 +96,10 @@ def _lines(run: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
 
 
-def _step(line: str) -> float:
+def _step(line: str) -> int | float:
     """The step of a line; infinity for one that is none, as a kill may cut it short."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
-    except (ValueError, TypeError, KeyError):
-        return float("inf")
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        step = None
+    return step if type(step) is int else math.inf

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import html
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -35,8 +36,17 @@ def write_subtitles(said: Iterable[Utterance], path: Path) -> None:
     known = [one for one in said if one.word is not None]
     for n, one in enumerate(known, 1):
         start, stop = (_clock(seconds, "." if web else ",") for seconds in (one.start, one.stop))
-        lines += [str(n), f"{start} --> {stop}", one.word.replace("-->", "->"), ""]
+        lines += [str(n), f"{start} --> {stop}", html.escape(one.word, quote=False) if web else _unmarked(one.word), ""]
     write_text(path, "\n".join(lines))
+
+
+def _unmarked(word: str) -> str:
+    """Return `word` without what SubRip's players take for a time or markup, which nothing escapes there.
+
+    >>> _unmarked("<b>a{x}-->")
+    '‹b>a(x}->'
+    """
+    return word.replace("-->", "->").translate(str.maketrans("<{", "‹("))
 
 
 def _clock(seconds: float, point: str) -> str:

@@ -131,7 +131,7 @@ def gather(table: ClipTable, suspects: Sequence[Suspect]) -> Gathered:
     is_ok = np.array([kind == OK for kind in table.kinds], bool)
     can_see = np.array([place is not None for place in table.crops], bool)
     best = can_see & is_ok if (can_see & is_ok).any() else is_ok  # without crops, cards without pictures
-    order = np.random.default_rng(table.manifest.seed).permutation(len(table.clips))
+    order = np.random.default_rng(table.manifest.seed % (1 << 64)).permutation(len(table.clips))
     mixed = order[best[order]]
     spreads = tuple(
         spread for figure in FIGURES if (spread := _spread(figure, table.columns.get(figure.name), best)) is not None

@@ -110,6 +110,20 @@ def check_codec(codec: str, crop_size: int) -> None:
         )
 
 
+def most_frames(codec: str, crop_size: int) -> int:
+    """Return how many frames of `crop_size` (pixels) a clip may have with `codec`."""
+    most = MAX_CROPS // crop_size**2
+    return min(most, MAX_STRIP // crop_size) if codec == "jpeg" else most
+
+
+def check_frames(num_frames: int, codec: str, crop_size: int) -> None:
+    """Raise ValueError for a clip of `num_frames` frames of `crop_size` (pixels) that `codec` cannot store."""
+    if num_frames > (most := most_frames("npy", crop_size)):
+        raise UserError(f"{num_frames} frames are too many for one clip ({most} at most): cut it into windows")
+    if num_frames > (most := most_frames(codec, crop_size)):
+        raise UserError(f"{num_frames} frames are too many for one JPEG strip ({most} at most): use --codec npy")
+
+
 def encode_mouth(mouth_TSS: np.ndarray, *, codec: str = "jpeg", quality: int = 95) -> tuple[str, bytes]:
     """Encode mouth crops (T, S, S) uint8; return the member's extension and its bytes.
 
@@ -118,12 +132,9 @@ def encode_mouth(mouth_TSS: np.ndarray, *, codec: str = "jpeg", quality: int = 9
     """
     T, S, _ = mouth_TSS.shape
     check_codec(codec, S)
-    if mouth_TSS.nbytes > MAX_CROPS:
-        raise UserError(f"{T} frames are too many for one clip ({MAX_CROPS // (S * S)} at most): cut it into windows")
+    check_frames(T, codec, S)
     if codec == "npy":
         return "mouth.npy", npy_bytes(mouth_TSS)
-    if T * S > MAX_STRIP:
-        raise UserError(f"{T} frames are too many for one JPEG strip ({MAX_STRIP // S} at most): use --codec npy")
     ok, data = cv2.imencode(".jpg", mouth_TSS.reshape(T * S, S), [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert ok
     return "mouth.jpg", data.tobytes()

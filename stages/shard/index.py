@@ -19,14 +19,17 @@ import numpy as np
 from lipprep.io.errors import UserError
 from lipprep.stages.atomic import replacing, write_text
 from lipprep.stages.remote import RemotePath, place
+from lipprep.stages.shard.codec import MAX_CROPS
 from lipprep.stages.store import RemoteError
-from lipprep.stages.untrusted import check_file
+from lipprep.stages.untrusted import check_file, printable
 
 INDEX_VERSION = 3  # 2 had no num_frames
 SPLITS = ("train", "val", "test", "unseen")
 MAX_INDEX = 1 << 26  # bytes of an index.json: some 250,000 shards
 _MAX_SHARDS = 10**6  # and of all other lists and objects in it
 _MAX_SAMPLES = 10**7  # of one shard
+_MAX_NAME = 255  # bytes of a file's name
+_MAX_SIDE = math.isqrt(MAX_CROPS)  # pixels of a crop: a clip of one frame
 _SMALLEST = 4 * 512  # bytes of a sample: two members, each a header and at least one block
 _JOINERS = str.maketrans("", "", "\u200c\u200d")
 
@@ -120,19 +123,19 @@ def check_parameters(parameters: Mapping, fps: float) -> None:
     if not isinstance(parameters, Mapping):
         raise UserError("its parameters are no mapping")
     if not _is_name(parameters.get("profile")):
-        raise UserError(f"its profile is {parameters.get('profile')!r}, no name")
+        raise UserError(f"its profile is {parameters.get('profile')!r:.80}, no name")
     for name in ("detector", "identity", "crops_from"):
         if parameters.get(name) is not None and not _is_name(parameters[name]):
             raise UserError(f"its {name} is {parameters[name]!r:.80}, no name")
-    if not _is_whole(size := parameters.get("crop_size")) or size < 1:
-        raise UserError(f"its crop_size is {size!r}, no number of pixels")
-    if not _is_number(fps) or fps <= 0:
-        raise UserError(f"its fps is {fps!r}, no rate of frames")
+    if not _is_whole(size := parameters.get("crop_size")) or not 1 <= size <= _MAX_SIDE:
+        raise UserError(f"its crop_size is {size!r:.80}, no number of pixels")
+    if not _is_number(fps) or not 1 <= fps <= 1000:
+        raise UserError(f"its fps is {fps!r:.80}, no rate of frames from 1 to 1000")
     box = parameters.get("box")
     if box is not None and not (_is_list(box, 4) and all(map(_is_whole, box))):
-        raise UserError(f"its box is {box!r}, not four whole numbers x, y, w, h")
+        raise UserError(f"its box is {box!r:.80}, not four whole numbers x, y, w, h")
     if not isinstance(parameters.get("exact", False), bool):
-        raise UserError(f"its exact is {parameters['exact']!r}, neither true nor false")
+        raise UserError(f"its exact is {parameters['exact']!r:.80}, neither true nor false")
     face = parameters.get("mean_face")
     pairs = _is_list(face, 68) and all(_is_list(pair, 2) and all(map(_is_number, pair)) for pair in face)
     if face is not None and not isinstance(face, str) and not pairs:
@@ -196,7 +199,7 @@ def parse_index(text: str, folder: Path | RemotePath) -> tuple[Index, str]:
         plain = json.loads(text)
         version = plain.pop("lipprep_index", None)
         if version not in (2, INDEX_VERSION):
-            raise UserError(f"its version is {version!r}, this lipprep reads 2 to {INDEX_VERSION}")
+            raise UserError(f"its version is {version!r:.80}, this lipprep reads 2 to {INDEX_VERSION}")
         check, of_offsets = plain.pop("sha256"), plain.pop("offsets_sha256")
         if check != plain_digest({"lipprep_index": version, **plain, "offsets_sha256": of_offsets}):
             raise UserError("it was changed or damaged since it was written")
@@ -263,9 +266,9 @@ def _load_offsets(path: Path | RemotePath, sha256: str, shards: Sequence[Shard])
 
 def _check_shard(shard: Shard) -> None:
     name = shard.name
-    plain = isinstance(name, str) and name.isascii() and name.isprintable()
+    plain = isinstance(name, str) and name.isascii() and name.isprintable() and len(name) <= _MAX_NAME
     if not plain or name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise UserError(f"{name!r} is no file name of a shard")
+        raise UserError(f"{printable(repr(name), 80)} is no file name of a shard")
     told = all(_is_name(text) and text.isascii() for text in (shard.split, shard.sha256))
     if not told or not all(_is_whole(n) and n >= 0 for n in (shard.samples, shard.bytes)):
         raise UserError(f"what it says of shard {name} is of a wrong form")

@@ -56,6 +56,8 @@ def write_shard(folder: Path, split: str, words: list[str], draws: random.Random
     lines = b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
     header = {"lipprep_record": 3, "dataset": "mine", "stage": "shards", "version": 1, "fps": 25.0}
     header |= {"parameters": {"profile": "unaligned", "crop_size": 32, "codec": "npy"}, "planned": len(words)}
+    header |= {"rows": {}, "sources": None, "fingerprint": None, "attempt": "1", "computed": len(words), "parts": {}}
+    header |= {"makers": [""], "packages": {}, "cpu": "any"}
     header |= {"counts": {"ok": len(words)}, "entries": {"bytes": len(lines), "sha256": sha256(lines)}, "end": end}
     about = {"bytes": len(tar_bytes), "sha256": sha256(tar_bytes)}
     (folder / f"{split}-00000.tar").write_bytes(tar_bytes)

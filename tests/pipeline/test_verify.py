@@ -792,7 +792,7 @@ def test_clips_with_the_same_pixels(shards):
 
 def test_a_video_in_two_splits(shards):
     first, val = shards / FIRST, shards / "val-00000.tar"
-    plain = {"size": 1, "mtime_ns": 1}
+    plain = {"size": 1, "mtime_ns": 1, "sha256": None}
 
     def leaks(key: str, ours: dict, theirs: dict) -> bool:
         rewrite(first, entry={"source": {**plain, **ours}})

@@ -350,7 +350,7 @@ def test_a_card_tells_accuracies_of_these_weights_alone(tmp_path):
     assert "augmentation: random_crop True, flip 0.5, mixup 0.4, time_mask 15, variable_length True" in card
     assert "of these, those from 0 to T - 1" in card and "its name is not known here" in card
     assert "input `boundary` | (B, T, 1) float32" in card and "int(T / 2 - h)" in card
-    assert "4: `down`, `grow`, `shrink`, `up`" in card and "The licence of the training videos decides" in card
+    assert "4: down, grow, shrink, up" in card and "The licence of the training videos decides" in card
 
     figures = {"top1": 0.9, "top1_interval95": [0.85, 0.94], "top5": 0.99}
     results = {"step": 7, "dataset": "mine", "split": "test", "clips": 1500, **figures, "boundaries_known": 1400}
