@@ -44,7 +44,8 @@ def record_owner(record: Path | RemotePath) -> Owner | None:
     try:
         header = json.loads(line)
         if isinstance(header, dict) and "lipprep_record" in header:
-            return Owner(header.get("dataset"), header.get("stage"))
+            told = (header.get(name) for name in ("dataset", "stage"))
+            return Owner(*(value if isinstance(value, str) else None for value in told))
     except (ValueError, RecursionError):
         # One damaged byte does not hide both.
         if b'"lipprep_record": ' in line[:64] or b'"fingerprint": ' in line:

@@ -61,7 +61,11 @@ LONG = "x" * 200_000
 @pytest.mark.parametrize(
     ("name", "text", "arguments"),
     [
-        ("t.csv", "video,word," + ",".join(f"column{n}" for n in range(20_000)), ("manifest", "csv", "t.csv", "-o", "m.jsonl")),
+        (
+            "t.csv",
+            "video,word," + ",".join(f"column{n}" for n in range(20_000)),
+            ("manifest", "csv", "t.csv", "-o", "m.jsonl"),
+        ),
         ("t.csv", f"video,word,start\na,b,{LONG[:100_000]}\n", ("manifest", "csv", "t.csv", "-o", "m.jsonl")),
         ("t.csv", f"video,word,split\na.mp4,b,{LONG[:100_000]}\n", ("manifest", "csv", "t.csv", "-o", "m.jsonl")),
         ("m.jsonl", json.dumps({**HEADER, "fps": LONG}), ("status", "-m", "m.jsonl")),
