@@ -313,7 +313,7 @@ def _write_index(manifest: Manifest, layout: Layout, wanted: Wanted) -> None:
     from lipprep.stages.shard.index import load_index, save_index
 
     index, indexed = _describe(manifest, layout, wanted), False
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError):
         # What is there is told by headers alone; offsets and lengths are in the records' lines.
         there = load_index(layout.out)
         index = dataclasses.replace(index, num_frames=there.num_frames)

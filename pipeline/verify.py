@@ -120,7 +120,7 @@ def _load_index(folder: Folder) -> _Loaded:
     try:
         text = index_text(folder.path)
         return text, *parse_index(text, folder.path)
-    except ValueError as error:
+    except UserError as error:
         return error
 
 
@@ -145,7 +145,7 @@ def _check_loaded(folder: Folder, loaded: _Loaded, findings: Findings) -> Index 
         findings.add("bad_index", path.name, "it is not spelt as lipprep spells it", remove=[path.name])
     try:
         offsets = read_offsets(folder.path, index.shards, sha256)
-    except ValueError as error:
+    except UserError as error:
         findings.add("bad_offsets", "index.npz", printable(error).removesuffix(again), remove=["index.npz"])
         offsets = {}
     return replace(index, offsets=offsets)

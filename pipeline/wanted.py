@@ -139,7 +139,7 @@ def load_mean_face(path: Path | None) -> np.ndarray:
     name = printable(path)
     try:
         face = npy_array(check_file(Path(path), "file", limit=_MAX_FACE).read_bytes())
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"the mean face {name} cannot be read: {error}; save it with numpy.save") from error
     if face.shape != (68, 2) or face.dtype.kind not in "fiu" or not np.isfinite(face).all():
         raise UserError(

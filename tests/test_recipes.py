@@ -76,10 +76,10 @@ def test_published_crops_go_with_the_checkpoint_that_was_trained_on_them(lipprep
         ((), "the shards do not say which box"),
         (("--box", "79,115,96,96"), ""),
     ):
-        lipprep(*packed, *box)
+        lipprep(*packed, *box, "--replace")
         check_fits(checkpoint, load_index(Path("shards")))
         err = capsys.readouterr().err
         assert said in err and bool(said) == bool(err)
-    lipprep(*packed, "--box", "80,116,96,96")
+    lipprep(*packed, "--box", "80,116,96,96", "--replace")
     with pytest.raises(ValueError, match="another box"):
         check_fits(checkpoint, load_index(Path("shards")))

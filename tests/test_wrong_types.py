@@ -184,10 +184,10 @@ def test_a_journal_is_read_up_to_what_is_none(spoilt):
     for place in places(line):
         bad = changed(line, place, another_type(at(line, place)))
         journal.write_text(start + json.dumps(line) + "\n" + json.dumps(bad) + "\n")
-        assert read_attempt(tar, "1").entries == [line]
+        assert read_attempt(tar, "1", tar.parent).entries == [line]
     for value in ODD:
         journal.write_text(start + json.dumps({"working": value}) + "\n")
-        assert read_attempt(tar, "1").working == [line["key"], "b"]
+        assert read_attempt(tar, "1", tar.parent).working == [line["key"], "b"]
 
 
 @pytest.mark.parametrize("line", [0, 1])

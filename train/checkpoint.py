@@ -333,7 +333,7 @@ def check_fits(checkpoint: Checkpoint, index: Index) -> None:
         warn(
             f"the {mute} not say which box their crops were cut with, and the {known} were cut with "
             f"{values[0] or values[1]}: accuracy may be lower if it was another "
-            "(`lipprep shards --from-crops DIR --box X,Y,W,H` says it)"
+            "(`lipprep shards --from-crops DIR --box X,Y,W,H --replace` says it)"
         )
     if "files" in (ours.get("crops_from"), theirs.get("crops_from")):
         return

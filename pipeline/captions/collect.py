@@ -40,7 +40,7 @@ def adopt(matches: Matches, folder: Folder, account: Account) -> Matches:
             continue
         try:
             names = [name for name in read_timings(folder / file).words if name is not None]
-        except ValueError as error:
+        except UserError as error:
             account.note(file, str(error))
             continue
         found = {name: _home(home, name) for name in names}
@@ -53,7 +53,7 @@ def adopt(matches: Matches, folder: Folder, account: Account) -> Matches:
 
 def _home(home: Callable[[str], list[str]], name: str) -> list[str]:
     """The videos of a name in a CTM file, with its ending or without."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(UserError):
         return home(name) or home(str(PurePosixPath(name).with_suffix("")))
     return []
 
@@ -86,7 +86,7 @@ def collect(
             try:
                 check_video_path(video)
                 info = future.result()
-            except ValueError as error:  # ClipFailure among them
+            except UserError as error:  # ClipFailure among them
                 account.note(video, str(error))
                 continue
             if (other := named.setdefault(clip_key(video), video)) != video:
@@ -98,7 +98,7 @@ def collect(
                 try:
                     read = (tables if file.lower().endswith(".ctm") else read_timings)(folder / file, tier=tier)
                     timings = _from_first_frame(_mine(read, video, file), info.start)
-                except ValueError as error:
+                except UserError as error:
                     account.note(file, str(error))
                     continue
                 if read.fallback:

@@ -74,7 +74,7 @@ def test_shards_written_by_the_book_are_sound(tmp_path):
     with zipfile.ZipFile(tmp_path / "index.npz", "w", zipfile.ZIP_STORED) as archive:
         for shard, array in written.values():
             archive.writestr(f"{shard['name']}.npy", array)
-    index = {"lipprep_index": 2, "dataset": "mine"}
+    index = {"lipprep_index": 3, "dataset": "mine"}
     index["fingerprint"] = sha256("".join(shard["sha256"] for shard, _ in written.values()).encode())
     index |= {"labels": ["no", "yes"], "fps": 25.0}
     index["parameters"] = {"profile": "unaligned", "crop_size": 32, "codec": "npy"}
@@ -110,7 +110,7 @@ def test_records_and_the_index_are_what_the_book_says(chain):
                 assert zlib.crc32(archive.extractfile(sample).read(), crc32) == entry["crc32"]
     index = json.loads(Path("shards/index.json").read_text())
     digest = index.pop("sha256")
-    assert digest == sha256(json.dumps(index).encode()) and index["lipprep_index"] == 2
+    assert digest == sha256(json.dumps(index).encode()) and index["lipprep_index"] == 3
     assert index["offsets_sha256"] == sha256(Path("shards/index.npz").read_bytes())
     digests = "".join(shard["sha256"] for shard in index["shards"])
     assert index["fingerprint"] == sha256(digests.encode())

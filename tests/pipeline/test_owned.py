@@ -233,7 +233,7 @@ def test_a_named_output_is_no_foreign_file(chain, lipprep, corpus, name, command
 def test_a_foreign_report_in_the_work_folder_stays(chain, lipprep):
     chain()
     Path("work/report.json").write_text('{"mine": 1}')
-    assert "no report is kept" in lipprep("shards", "-j", 1).stderr
+    assert "no report is kept there" in lipprep("shards", "-j", 1).stderr
     assert Path("work/report.json").read_text() == '{"mine": 1}'
 
 

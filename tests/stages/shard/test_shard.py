@@ -258,7 +258,7 @@ def test_the_index_comes_back(indexed):
 def test_what_does_not_fit_the_index_is_named(indexed):
     folder, _ = indexed
     text, tar = (folder / "index.json").read_text(), (folder / "train-00000.tar").read_bytes()
-    for wrong in ("{}", "[]", "no json", text.replace('"lipprep_index": 2', '"lipprep_index": 99')):
+    for wrong in ("{}", "[]", "no json", text.replace('"lipprep_index": 3', '"lipprep_index": 99')):
         (folder / "index.json").write_text(wrong)
         with pytest.raises(ValueError, match="lipprep shards"):
             load_index(folder)
