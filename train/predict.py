@@ -314,7 +314,8 @@ def reader_of(checkpoint: Checkpoint, path: Path, *, device: str) -> Reader:
     elif checkpoint.profile == "fixed":
         raise UserError(
             f"{path} was trained on crops of profile fixed, but does not hold the box that they were cut with: pack "
-            "them again, `lipprep shards --from-crops DIR --profile fixed --box X,Y,W,H --replace`, and train again on those"
+            "them again, `lipprep shards --from-crops DIR --profile fixed --box X,Y,W,H --replace`, and train again on "
+            "those"
         )
     crop = CropParameters(**given)
     detector = load_detector("mesh")

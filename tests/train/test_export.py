@@ -132,7 +132,7 @@ def assert_traced(model: dict) -> None:
     side = 48 if model["trunk"] == "efficientnet_b3" else 32
     torch.manual_seed(0)
     network = shaken(build(model, 7))
-    graph = export.captured(network, side).module()
+    graph = export.captured(network, AugmentOptions(crop_size=side)).module()
     for lengths in ([1], [6, 2, 4], [33, 9]):
         inputs = clips(network, lengths, side)
         with torch.inference_mode():
@@ -246,10 +246,10 @@ def test_a_boundary_is_an_input_and_the_moving_average_is_taken(tmp_path):
 
 @pytest.mark.parametrize("format_name", [pytest.param("onnx", marks=pytest.mark.cluster), "torch"])
 def test_what_answers_otherwise_is_not_kept(format_name, tmp_path, monkeypatch):
-    def changed(network, side):
+    def changed(network, options):
         other = copy.deepcopy(network)
         other.tcn.output.bias[2] += 0.25
-        return captured(other, side)
+        return captured(other, options)
 
     captured = export.captured
     monkeypatch.setattr(export, "captured", changed)
@@ -260,6 +260,48 @@ def test_what_answers_otherwise_is_not_kept(format_name, tmp_path, monkeypatch):
     message = call("export", tmp_path, "--format", format_name, "-o", out, "--replace", code=1).output
     assert "reader is not kept: for clips of 29 frames it differs from the network by 0.25 in logits" in message
     assert sorted(tmp_path.iterdir()) == before and out.read_text() == "an older one"
+
+
+class Exact(nn.Module):
+    """A network that rounds otherwise: it computes in float64."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.exact, self.boundary = copy.deepcopy(network).double(), network.boundary
+
+    def forward(self, video, lengths, boundary=None):
+        return self.exact(video.double(), lengths, boundary).float()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02])
+def test_a_network_that_rounds_much_is_kept_and_a_wrong_one_is_not(share, tmp_path, monkeypatch):
+    """What all classes have in common is large here: rounding it makes more than the tolerance of their differences."""
+
+    def other(network, options):
+        exact = Exact(network)
+        exact.exact.tcn.tcn_output.weight[2] *= 1 + share
+        return captured(exact, options)
+
+    captured = export.captured
+    monkeypatch.setattr(export, "captured", other)
+    checkpoint = checkpoint_of({"trunk": "compact", "activation": "relu", "head": {"name": "dctcn", **SMALL["dctcn"]}})
+    checkpoint.model["tcn.tcn_output.weight"][:] += 5e3
+    save_checkpoint(tmp_path / "best.pt", checkpoint)
+    command = ("export", tmp_path, "--format", "torch", "-o", tmp_path / "reader")
+    if share:
+        assert "reader is not kept" in call(*command, code=1).output
+    else:
+        call(*command)
+        with monkeypatch.context() as patch:
+            patch.setattr(export, "ROUNDING", 0.0)
+            assert "reader is not kept" in call(*command, "--replace", code=1).output
+
+
+def test_an_export_is_tried_on_mouths():
+    mouths = export._mouths(3, 20, 48, np.random.default_rng(0))
+    assert mouths.dtype == np.uint8 and mouths.shape == (3, 20, 48, 48)
+    middle, rim = mouths[:, :, 20:28, 20:28].mean((2, 3)), mouths[:, :, :4, :4].mean((2, 3))
+    assert (middle < rim).all() and mouths[:, :, 24].std((1, 2)).min() > 10
 
 
 class Branching(nn.Module):

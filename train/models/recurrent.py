@@ -61,7 +61,7 @@ class Recurrent(nn.Module):
         device = feat_BTC.device.type
         known = torch.amp.is_autocast_available(device)  # not where shapes alone are computed
         with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
-            feat_BTC = feat_BTC.float()
+            feat_BTC = feat_BTC.to(self.output.weight.dtype)
             if isinstance(self.rnn, nn.ModuleList):
                 ahead, back = self.rnn
                 out_BTC = torch.cat([ahead(feat_BTC)[0], back(feat_BTC.flip(1))[0].flip(1)], dim=2)
